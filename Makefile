@@ -1,0 +1,63 @@
+# Every target sets up what it needs by itself; a second call installs nothing.
+#
+#   make demo        the whole story on this machine, then a report        (under 6 minutes, installing included)
+#   make test        the tests, few kills and few flips                    (under 8 minutes on 2 cores)
+#   make test-full   everything, counts at full size                       (under 40 minutes on 2 cores)
+#   make check       format, lint, types, import order, doctests
+#   make bench       the benchmarks beside their peers (a second virtual environment)
+#   make lock        new locks from pyproject.toml
+
+PYTHON ?= python3
+PYTAG  := $(shell $(PYTHON) -c 'import sys; print(f"py{sys.version_info[0]}{sys.version_info[1]}")')
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test test-full check bench lock clean
+
+demo: $(VENV)/.base-$(PYTAG)
+	$(BIN)/jaxscale demo --out demo-out --json demo-out/summary.json
+
+test: $(VENV)/.dev-$(PYTAG)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-full: $(VENV)/.dev-$(PYTAG)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev-$(PYTAG)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules jaxscale retrieval configs launch
+
+bench: $(VENV)/.dev-$(PYTAG) .venv-peers/.done
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python
+
+# A stamp carries the Python version, so that another interpreter makes the environment anew.
+$(VENV)/.base-$(PYTAG): locks/base-$(PYTAG).txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/base-$(PYTAG).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev-$(PYTAG): locks/dev-$(PYTAG).txt $(VENV)/.base-$(PYTAG)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/dev-$(PYTAG).txt
+	touch $@
+
+.venv-peers/.done: locks/peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r locks/peers.txt
+	touch $@
+
+lock:
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
+	for v in 3.11 3.12; do \
+	  tag=py$$(echo $$v | tr -d .); \
+	  common="--quiet --generate-hashes --no-annotate --no-header --python-version $$v --python-platform x86_64-manylinux_2_28"; \
+	  .venv-lock/bin/uv pip compile $$common pyproject.toml locks/build.in -o locks/base-$$tag.txt && \
+	  .venv-lock/bin/uv pip compile $$common --extra dev -c locks/base-$$tag.txt pyproject.toml locks/build.in -o locks/dev-$$tag.txt || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info demo-out

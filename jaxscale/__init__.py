@@ -1,0 +1,1 @@
+"""Sharded training on JAX: one mesh, one plan, one durable layer."""

@@ -1,0 +1,201 @@
+"""The command line: finds the verb, sets up the process, turns errors into one message and an exit code.
+
+Nothing heavy is imported before the verb is known, so that `jaxscale --help` is instant and `--devices` can still
+choose the emulated devices. A verb is a module in `launch/verbs/` with a dataclass `Command`; tyro makes its flags.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxscale.errors import JaxscaleError, UsageError
+
+# verb -> (module in launch/verbs, one line of help)
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "the whole story on the documentation of the installed Python packages, then a report"),
+    "recipes": ("recipes", "the recipes there are"),
+    "doctor": ("doctor", "what this machine has, and what is wrong with it"),
+    "corpus pydocs": ("corpus_pydocs", "a BEIR folder out of the installed Python packages' documentation"),
+    "explain": ("explain", "where every array of a recipe goes on a mesh, and why"),
+    "train": ("train", "trains a recipe; the same command again resumes"),
+    "import hf": ("import_hf", "a Hugging Face folder of the BERT family -> a model folder"),
+    "embed": ("embed", "a corpus -> committed vectors"),
+    "index build": ("index_build", "committed vectors -> a committed index with its measured recall"),
+    "search": ("search", "one query or a file of them -> hits or a TREC run"),
+    "eval": ("eval", "a run and qrels -> metrics with confidence intervals"),
+    "verify": ("verify", "checks any committed directory, bit by bit"),
+}
+
+# Verbs whose first argument names a recipe, which gives the flags their defaults.
+RECIPE_VERBS = frozenset({"train", "explain"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalFlags:
+    """The flags that every verb takes; they may stand anywhere on the line."""
+
+    json_file: Path | None
+    num_devices: int | None
+    debug: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the process's exit code.
+
+    Args:
+      argv: the words after the program's name; those of this process when None.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except JaxscaleError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"jaxscale: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("jaxscale: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(
+                f"jaxscale: a bug of ours: {type(error).__name__}: {error}\n"
+                "  run the same command with --debug for the traceback, and please report it",
+                file=sys.stderr,
+            )
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(importlib.import_module("importlib.metadata").version("jaxscale"))
+        return 0
+    _check_packages_are_ours()
+    verb, rest = _split_verb(words)
+    flags, rest = _split_global_flags(rest)
+    _prepare_process(flags)
+    module = importlib.import_module(f"launch.verbs.{VERBS[verb][0]}")
+    command = _parse(verb, module, rest)
+    report = command.run()
+    if flags.json_file is not None:
+        flags.json_file.parent.mkdir(parents=True, exist_ok=True)
+        flags.json_file.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {verb:<{width}}{text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: jaxscale VERB ... [--devices N] [--json FILE] [--debug]",
+            "",
+            "Sharded training and retrieval on JAX: from text to a searchable index.",
+            "",
+            *lines,
+            "",
+            "  --devices N   emulate N CPU devices        --json FILE   write what the verb reports",
+            "  --debug       show tracebacks              --version     print the version",
+            "",
+            "`jaxscale VERB --help` tells a verb's flags and gives an example.",
+            "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 bad data, 4 machine, 5 verification failed, 6 diverged,",
+            "7 does not fit, 42 preempted and saved (start me again), 130 interrupted.",
+        ]
+    )
+
+
+def _split_verb(words: list[str]) -> tuple[str, list[str]]:
+    for length in (2, 1):
+        verb = " ".join(words[:length])
+        if verb in VERBS:
+            return verb, words[length:]
+    asked = " ".join(words[:2]) if any(v.startswith(words[0] + " ") for v in VERBS) else words[0]
+    raise UsageError(f"unknown verb {asked!r}{did_you_mean(asked, VERBS)}; `jaxscale --help` lists the verbs")
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`; did you mean 'train'?` where one of `known` is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _split_global_flags(words: list[str]) -> tuple[GlobalFlags, list[str]]:
+    values: dict[str, str | None] = {"--json": None, "--devices": None}
+    rest, debug = [], False
+    queue = iter(words)
+    for word in queue:
+        name, equals, value = word.partition("=")
+        if name in values:
+            given = value if equals else next(queue, None)
+            if given is None or given == "":
+                raise UsageError(f"{name} needs a value")
+            values[name] = given
+        elif word == "--debug":
+            debug = True
+        else:
+            rest.append(word)
+    devices = values["--devices"]
+    if devices is not None and not (devices.isdigit() and int(devices) >= 1):
+        raise UsageError(f"--devices={devices} must be a positive whole number of emulated CPU devices")
+    json_file = Path(values["--json"]) if values["--json"] else None
+    return GlobalFlags(json_file=json_file, num_devices=int(devices) if devices else None, debug=debug), rest
+
+
+def _prepare_process(flags: GlobalFlags) -> None:
+    """Sets what must be set before jax, faiss and their threads exist."""
+    # Spinning OpenMP threads slow every other thread of the process down 3 to 6 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if flags.num_devices is not None:
+        importlib.import_module("jaxscale.emulation").emulate_cpu_devices(flags.num_devices)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _parse(verb: str, module: Any, words: list[str]) -> Any:
+    import tyro
+
+    default = None
+    if verb in RECIPE_VERBS and words and not words[0].startswith("-"):
+        recipes = importlib.import_module("launch.recipes")
+        default = module.Command.for_recipe(words[0], recipes.load(words[0]))
+        words = words[1:]
+    elif verb in RECIPE_VERBS and not {"-h", "--help"} & set(words):
+        raise UsageError(f"{verb} needs a recipe as its first word; `jaxscale recipes` lists them")
+    options = {} if default is None else {"default": default}
+    return tyro.cli(module.Command, prog=f"jaxscale {verb}", args=words, **options)
+
+
+def _check_packages_are_ours() -> None:
+    """Refuses a `configs`, `launch` or `retrieval` that is another project's package of the same name."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("jaxscale", "retrieval", "configs"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        if origin != home:
+            raise UsageError(
+                f"the package {name!r} found first on the path is not jaxscale's: got {origin}, expected {home}; "
+                "run from another folder or rename yours"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

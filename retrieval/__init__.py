@@ -1,0 +1,1 @@
+"""Dense, sparse and generative retrieval on the jaxscale mesh."""
