@@ -21,13 +21,9 @@ def emulate_cpu_devices(num_devices: int) -> None:
       UsageError: jax has been imported, so that its devices may already be fixed.
     """
     if "jax" in sys.modules:
-        raise UsageError(
-            f"num_devices={num_devices}: jax is imported already; emulate devices before importing it"
-        )
+        raise UsageError(f"num_devices={num_devices}: jax is imported already; emulate devices before importing it")
     kept = [
-        f
-        for f in os.environ.get("XLA_FLAGS", "").split()
-        if not re.match(rf"{_FLAG}|{_PATIENCE.split('=')[0]}", f)
+        f for f in os.environ.get("XLA_FLAGS", "").split() if not re.match(rf"{_FLAG}|{_PATIENCE.split('=')[0]}", f)
     ]
     os.environ["XLA_FLAGS"] = " ".join([*kept, f"{_FLAG}={num_devices}", _PATIENCE])
     os.environ["JAX_PLATFORMS"] = "cpu"

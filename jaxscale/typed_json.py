@@ -73,9 +73,7 @@ def canonical(value: Any) -> bytes:
     >>> canonical({"b": 1, "a": [True, None]})
     b'{"a":[true,null],"b":1}'
     """
-    text = json.dumps(
-        encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
 
@@ -145,9 +143,7 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     unknown, missing = sorted(set(given) - set(names)), [n for n in names if n not in given]
     if unknown or missing:
         what = "; ".join(
-            f"{word} {', '.join(found)}"
-            for word, found in (("unknown", unknown), ("missing", missing))
-            if found
+            f"{word} {', '.join(found)}" for word, found in (("unknown", unknown), ("missing", missing)) if found
         )
         raise DataError(f"{where}: {what}; {kind.__name__} has the fields {', '.join(names)}")
     return kind(**{name: _decode(hints[name], given[name], f"{where}.{name}") for name in names})

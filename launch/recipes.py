@@ -41,9 +41,7 @@ def load(name: str) -> Any:
         return _from_file(name)()
     recipes = all_recipes()
     if name not in recipes:
-        raise UsageError(
-            f"unknown recipe {name!r}{did_you_mean(name, recipes)}; `jaxscale recipes` lists them"
-        )
+        raise UsageError(f"unknown recipe {name!r}{did_you_mean(name, recipes)}; `jaxscale recipes` lists them")
     return recipes[name]()
 
 
@@ -59,7 +57,5 @@ def _from_file(name: str) -> Recipe:
     recipe = getattr(module, function, None)
     if not callable(recipe):
         names = [n for n, _ in inspect.getmembers(module, inspect.isfunction)]
-        raise UsageError(
-            f"recipe {name!r}: {path} has no function {function!r}; it has {', '.join(names) or 'none'}"
-        )
+        raise UsageError(f"recipe {name!r}: {path} has no function {function!r}; it has {', '.join(names) or 'none'}")
     return recipe

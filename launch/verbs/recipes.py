@@ -16,9 +16,7 @@ class Command:
 
     def run(self) -> dict[str, Any]:
         """Prints the list and returns it."""
-        lines = {
-            name: (inspect.getdoc(recipe) or "").partition("\n")[0] for name, recipe in all_recipes().items()
-        }
+        lines = {name: (inspect.getdoc(recipe) or "").partition("\n")[0] for name, recipe in all_recipes().items()}
         for name, line in sorted(lines.items()):
             print(f"{name:24}{line}")
         return {"recipes": lines}
