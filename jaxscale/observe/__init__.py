@@ -1,0 +1,1 @@
+"""What a run tells of itself: metrics, the environment, compilations, and the report page."""
