@@ -1,0 +1,109 @@
+"""What a training job says: what the run is (identity, hashed) and how it is operated (free to change)."""
+
+import dataclasses
+from typing import Any, Literal, Protocol
+
+from jaxscale.errors import UsageError
+from jaxscale.train.objective import Objective
+from jaxscale.train.optimizer import AdamWConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingIdentity:
+    """The part of every job's identity that the loop itself uses; a resumed run must have the same."""
+
+    seed: int = 0
+    # The only field of an identity that may change on resume, and only upwards.
+    num_steps: int = 1000
+    global_batch_size: int = 64
+    # Microbatches per step; their mean gradient is the step's gradient.
+    grad_accum: int = 1
+    optimizer: AdamWConfig
+    # Of activations; parameters, gradients and optimizer state are float32 always.
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    # Steps in a row with a non-finite loss or gradient after which the run has diverged; fewer are skipped.
+    max_skipped_in_a_row: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "global_batch_size", "grad_accum", "max_skipped_in_a_row"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed={self.seed} must be at least 0 and below 2**32")
+        if self.global_batch_size % self.grad_accum:
+            raise UsageError(
+                f"global_batch_size={self.global_batch_size} must be divisible by grad_accum={self.grad_accum}"
+            )
+        end = self.optimizer.schedule.last_useful_step
+        if end is not None and self.num_steps > end:
+            raise UsageError(
+                f"num_steps={self.num_steps} goes beyond decay_steps={end}, from where the learning rate is 0; "
+                "use a longer decay_steps (a new run, or --fork-from this one) or a final_learning_rate above 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestConfig:
+    """Which dev metric chooses the exported checkpoint."""
+
+    # A name that the objective's `evaluate` returns.
+    metric: str
+    mode: Literal["max", "min"] = "max"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operation:
+    """How a run is operated: all may change on resume, and none changes what is computed (a mesh: only its rounding)."""
+
+    # As in `fsdp=4,tensor=2`; empty: all devices on `data`.
+    mesh: str = ""
+    checkpoint_every_steps: int = 500
+    # The newest checkpoints kept, besides the best one.
+    keep_last: int = 2
+    # Checkpoints at multiples of this step are kept for ever; None: none is.
+    keep_every_steps: int | None = None
+    log_every_steps: int = 10
+    # The dev metric is computed at multiples of this step and at the end; None: at the end only.
+    eval_every_steps: int | None = None
+    # Keep and export the best checkpoint by this metric; None: export the last one.
+    best: BestConfig | None = None
+    # A folder, "auto" (in the user's cache folder) or "off".
+    compile_cache: str = "auto"
+    # Also write TensorBoard files; needs the extra `tensorboard`.
+    tensorboard: bool = False
+    # Model folder or run folder whose parameters a new run starts from; empty: fresh ones.
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("keep_every_steps", "eval_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} must be at least 1, or None")
+
+
+class Job(Protocol):
+    """What a recipe returns for `jaxscale train`: a frozen dataclass of data, with these fields and methods."""
+
+    @property
+    def training(self) -> TrainingIdentity:
+        """What the loop uses of the identity."""
+        ...
+
+    @property
+    def operation(self) -> Operation:
+        """How the run is operated."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """All that makes the run what it is, as JSON values, with `training` under that key and without `operation`.
+
+        Content belongs here (a data set's fingerprint), paths do not.
+        """
+        ...
+
+    def objective(self) -> Objective:
+        """The objective; reads the data it needs."""
+        ...

@@ -1,0 +1,85 @@
+"""What the loop asks of anything that can be trained: parameters, a loss, batches, a dev metric, an export."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+# A nested dict of arrays; float32 leaves are the master weights.
+Params = dict[str, Any]
+# One global batch: every leaf's leading dim is `global_batch_size`.
+Batch = Mapping[str, np.ndarray]
+
+
+class Objective(Protocol):
+    """A thing to train. The loop knows nothing else of it, and calls nothing else.
+
+    `init_params` and `loss` are traced by jax; `batch`, `evaluate`, `export` and `load_params` run on the host.
+    """
+
+    def init_params(self, key: PRNGKeyArray) -> Params:
+        """Fresh float32 parameters. Pure and traceable: shapes come by `jax.eval_shape`, values go straight into shards.
+
+        Args:
+          key: the key of this run's parameters.
+        """
+        ...
+
+    def loss(
+        self, params: Params, batch: Mapping[str, jax.Array], key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The float32 mean loss over the batch, and float32 scalars to log. Pure and traceable.
+
+        Under gradient accumulation it sees one microbatch, the examples `i, i + grad_accum, ...` of the global batch,
+        and the mean over microbatches is what is minimised. A loss whose examples meet each other (in-batch negatives)
+        therefore meets fewer of them then.
+
+        Args:
+          params: parameters, as `init_params` made them.
+          batch: a global batch or a microbatch of it; leading dim of every leaf: the examples.
+          key: the key of this step (and microbatch), for dropout.
+        """
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """Global batch `step`, a pure function of (job, seed, step), called in a background thread.
+
+        Every leaf's leading dim is `global_batch_size`; the shapes come from a few static buckets, for each of
+        which the step compiles once.
+
+        Args:
+          step: 0 for the first batch of the run.
+        """
+        ...
+
+    def evaluate(self, params: Params, mesh: jax.sharding.Mesh) -> dict[str, float]:
+        """Dev metrics by name, higher or lower as `Operation.best` says. Deterministic; `{}` where there are none.
+
+        Args:
+          params: parameters on the mesh, sharded as the plan says; not to be donated.
+          mesh: the mesh they live on.
+        """
+        ...
+
+    def export(self, params: Params, path: Path) -> None:
+        """Writes the model as a committed folder at `path`, replacing one that is there.
+
+        Args:
+          params: parameters as host (numpy) arrays.
+          path: the folder to write.
+        """
+        ...
+
+    def load_params(self, path: Path) -> Params:
+        """Parameters (host arrays) to start from, out of a model folder: what `export` wrote, or an imported model.
+
+        Args:
+          path: the folder.
+
+        Raises:
+          DataError: the folder's model does not fit this objective.
+        """
+        ...
