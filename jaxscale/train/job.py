@@ -1,9 +1,10 @@
 """What a training job says: what the run is (identity, hashed) and how it is operated (free to change)."""
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec
 from jaxscale.train.objective import Objective
 from jaxscale.train.optimizer import AdamWConfig
 
@@ -53,7 +54,7 @@ class BestConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """How a run is operated: all may change on resume, and none changes what is computed (a mesh: only its rounding)."""
+    """How a run is operated: all may change on resume, and none changes what is computed (a mesh only rounds it)."""
 
     # As in `fsdp=4,tensor=2`; empty: all devices on `data`.
     mesh: str = ""
@@ -71,8 +72,6 @@ class Operation:
     compile_cache: str = "auto"
     # Also write TensorBoard files; needs the extra `tensorboard`.
     tensorboard: bool = False
-    # Model folder or run folder whose parameters a new run starts from; empty: fresh ones.
-    init_from: str = ""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):
@@ -97,13 +96,25 @@ class Job(Protocol):
         """How the run is operated."""
         ...
 
-    def identity(self) -> dict[str, Any]:
-        """All that makes the run what it is, as JSON values, with `training` under that key and without `operation`.
+    def check(self, mesh: MeshSpec) -> None:
+        """Checks what no field can check alone.
 
-        Content belongs here (a data set's fingerprint), paths do not.
+        Args:
+          mesh: the resolved mesh the job will run on.
+
+        Raises:
+          UsageError: naming the field, what it is and what it may be.
+        """
+        ...
+
+    def starting_from(self, path: str) -> Self:
+        """This job with the parameters (and whatever belongs to them) of the folder at `path` to start from.
+
+        Args:
+          path: a model folder, as `Objective.export` writes it; of a run folder, its `model/`.
         """
         ...
 
     def objective(self) -> Objective:
-        """The objective; reads the data it needs."""
+        """Reads the data and the starting parameters and returns what is trained."""
         ...

@@ -17,11 +17,24 @@ Batch = Mapping[str, np.ndarray]
 class Objective(Protocol):
     """A thing to train. The loop knows nothing else of it, and calls nothing else.
 
-    `init_params` and `loss` are traced by jax; `batch`, `evaluate`, `export` and `load_params` run on the host.
+    `init_params` and `loss` are traced by jax; `batch`, `evaluate` and `export` run on the host.
     """
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that makes the run what it is, as JSON values: the job without `operation`, its paths replaced by hashes.
+
+        The loop's own part (`TrainingIdentity`) is under the key `training`.
+        """
+        ...
+
+    @property
+    def starting_params(self) -> Params | None:
+        """Host (numpy) parameters to start from, or None for what `init_params` makes."""
+        ...
+
     def init_params(self, key: PRNGKeyArray) -> Params:
-        """Fresh float32 parameters. Pure and traceable: shapes come by `jax.eval_shape`, values go straight into shards.
+        """Fresh float32 parameters. Pure and traceable: it runs under jit, so that values go straight into shards.
 
         Args:
           key: the key of this run's parameters.
@@ -70,16 +83,5 @@ class Objective(Protocol):
         Args:
           params: parameters as host (numpy) arrays.
           path: the folder to write.
-        """
-        ...
-
-    def load_params(self, path: Path) -> Params:
-        """Parameters (host arrays) to start from, out of a model folder: what `export` wrote, or an imported model.
-
-        Args:
-          path: the folder.
-
-        Raises:
-          DataError: the folder's model does not fit this objective.
         """
         ...
