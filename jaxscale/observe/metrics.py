@@ -156,11 +156,13 @@ def format_row(row: Mapping[str, int | float]) -> str:
 
 
 def _number(name: str, value: Any) -> int | float:
-    if isinstance(value, (bool, np.bool_)) or np.ndim(value) != 0:
-        raise TypeError(f"metric {name!r} must be one number, got {value!r}")
     if " " in name or name == "step":
         raise ValueError(f"a metric cannot be called {name!r}")
-    return int(value) if np.issubdtype(np.result_type(value), np.integer) else float(value)
+    array = np.asarray(value)
+    # "V" is the kind of bfloat16 and its like; "b", "U" and "O" are no numbers.
+    if array.ndim != 0 or array.dtype.kind not in "iufV":
+        raise TypeError(f"metric {name!r} must be one number, got {value!r}")
+    return int(array) if array.dtype.kind in "iu" else float(array)
 
 
 def _to_json(value: int | float) -> int | float | str:
