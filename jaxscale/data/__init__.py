@@ -1,0 +1,1 @@
+"""Text to tokens to batches: tokenizers, seekable permutations, batch schedules, length buckets."""

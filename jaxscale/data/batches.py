@@ -1,0 +1,97 @@
+"""Which examples batch n holds: a pure function of (number of examples, batch size, seed, n, skip list)."""
+
+import bisect
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from jaxscale.data.permutation import Permutation, fold_seed
+from jaxscale.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSchedule:
+    """The examples of every batch of a training run, to be asked in any order by any number of hosts.
+
+    Each epoch is a new permutation of the examples cut into whole batches. The remainder of an epoch
+    (`num_examples % global_batch_size`, others each time) is left out, so that no example meets itself in a batch and
+    becomes its own negative.
+
+    Attributes:
+      num_examples: how many examples there are; they are named 0..num_examples-1.
+      global_batch_size: examples in a batch, over all hosts.
+      seed: any whole number.
+      skip: batches of the unskipped schedule that are passed over, in increasing order, such as those that made the
+        loss spike; what follows moves up.
+
+    >>> schedule = BatchSchedule(num_examples=10, global_batch_size=4, seed=0)
+    >>> schedule.indices(3).shape
+    (4,)
+    >>> skipping = BatchSchedule(num_examples=10, global_batch_size=4, seed=0, skip=(3,))
+    >>> bool((skipping.indices(3) == schedule.indices(4)).all())
+    True
+    """
+
+    num_examples: int
+    global_batch_size: int
+    seed: int
+    skip: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1:
+            raise UsageError(f"global_batch_size={self.global_batch_size} must be at least 1")
+        if self.num_examples < self.global_batch_size:
+            raise UsageError(
+                f"global_batch_size={self.global_batch_size} is more than the {self.num_examples} examples there are; "
+                f"use at most {self.num_examples}"
+            )
+        if any(s < 0 for s in self.skip) or list(self.skip) != sorted(set(self.skip)):
+            raise UsageError(f"skip={self.skip} must hold batch numbers from 0, increasing, none twice")
+
+    @property
+    def num_batches_per_epoch(self) -> int:
+        """Whole batches in one pass over the examples."""
+        return self.num_examples // self.global_batch_size
+
+    def indices(self, step: int) -> Int64[np.ndarray, "B"]:
+        """The examples of batch `step`, in order.
+
+        Args:
+          step: the batch's number, from 0.
+
+        Returns:
+          int64 [global_batch_size], each in 0..num_examples-1, all different.
+        """
+        return self._rows(step, 0, self.global_batch_size)
+
+    def rows_for_process(self, step: int, process_index: int, num_processes: int) -> Int64[np.ndarray, "b"]:
+        """The consecutive part of `indices(step)` that one of `num_processes` hosts reads.
+
+        The parts of all hosts, one after another, are `indices(step)`; their sizes differ by at most 1.
+
+        Args:
+          step: the batch's number, from 0.
+          process_index: which host asks, in 0..num_processes-1.
+          num_processes: how many hosts there are.
+        """
+        if not 0 <= process_index < num_processes:
+            raise UsageError(f"process_index={process_index} must lie in 0..{num_processes - 1}")
+        start, stop = (self.global_batch_size * part // num_processes for part in (process_index, process_index + 1))
+        return self._rows(step, start, stop)
+
+    def _rows(self, step: int, start: int, stop: int) -> Int64[np.ndarray, "b"]:
+        if step < 0:
+            raise UsageError(f"step={step} must be at least 0")
+        epoch, batch = divmod(self._unskipped(step), self.num_batches_per_epoch)
+        permutation = Permutation(self.num_examples, fold_seed(self.seed, "epoch", epoch))
+        first = batch * self.global_batch_size
+        return permutation.at(np.arange(first + start, first + stop, dtype=np.int64))
+
+    def _unskipped(self, step: int) -> int:
+        """The number, in the schedule without a skip list, of the batch that stands at `step`.
+
+        `skip[i] - i` batches that are not skipped come before `skip[i]`, so those with `skip[i] - i <= step` precede
+        the one we look for.
+        """
+        return step + bisect.bisect_right(range(len(self.skip)), step, key=lambda i: self.skip[i] - i)

@@ -1,0 +1,1 @@
+"""Corpora that are made here out of what a machine already has."""

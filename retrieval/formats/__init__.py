@@ -1,0 +1,1 @@
+"""Files of the retrieval world: BEIR folders, TREC runs and judgements."""

@@ -1,0 +1,50 @@
+"""The records of retrieval: queries, documents, judgements and scored documents."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question, in the words of whoever asks it."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """A passage that can be found; `title` may be empty."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def passage(self) -> str:
+        """What is embedded and indexed: the title, a space and the text.
+
+        >>> Doc("1", "Wings", "They lift.").passage
+        'Wings They lift.'
+        >>> Doc("2", "", "They lift.").passage
+        'They lift.'
+        """
+        return f"{self.title} {self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Qrel:
+    """A judgement: how relevant a document is to a query; 1 and above is relevant, 0 and below is not."""
+
+    query_id: str
+    doc_id: str
+    relevance: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDoc:
+    """A document that a retriever returned for a query; a higher score is better, `rank` counts from 1."""
+
+    query_id: str
+    doc_id: str
+    score: float
+    rank: int | None = None
