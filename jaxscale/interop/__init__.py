@@ -1,0 +1,1 @@
+"""Model folders of the Hugging Face world, in and out."""

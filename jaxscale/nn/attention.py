@@ -1,0 +1,117 @@
+"""Multi-head attention with grouped key-value heads (MHA when K = H, GQA between, MQA when K = 1)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
+
+from jaxscale.nn.dropout import dropout
+from jaxscale.nn.keys import named_key
+from jaxscale.nn.linear import Linear, contract
+from jaxscale.nn.positions import rotate
+
+# Far below any score, and finite, so that a row with nothing to attend to gives numbers and not NaN.
+_MASKED = -1e30
+
+
+def attend(
+    query: Float[Array, "B S H C"],
+    key: Float[Array, "B T K C"],
+    value: Float[Array, "B T K C"],
+    allowed: Bool[Array, "B #S T"],
+    *,
+    compute_dtype: DTypeLike,
+    dropout_rate: float = 0.0,
+    dropout_key: Key[Array, ""] | None = None,
+) -> Float32[Array, "B S H C"]:
+    """softmax(query key^T / sqrt(C)) value, query head h reading key-value head h // (H / K).
+
+    Args:
+      query: H is a multiple of K.
+      key: what is compared with queries.
+      value: what is mixed.
+      allowed: which of the T positions each of the S may read; the weight of the others is exactly zero.
+      compute_dtype: of the two contractions; the softmax is in float32.
+      dropout_rate: of the attention weights.
+      dropout_key: None for none.
+
+    Reference: Vaswani et al. 2017, section 3.2; Ainslie et al. 2023 (GQA), https://arxiv.org/abs/2305.13245
+    """
+    (b, s, h, c), k = query.shape, key.shape[2]
+    grouped = (query / jnp.asarray(math.sqrt(c), query.dtype)).reshape(b, s, k, h // k, c)
+    # [B K S G T]
+    scores = contract(grouped, key, contracted=((4,), (3,)), batch=((0, 2), (0, 2)), compute_dtype=compute_dtype)
+    scores = jnp.where(allowed[:, None, :, None, :], scores, jnp.float32(_MASKED))
+    weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(compute_dtype)
+    # [B K S G C]
+    mixed = contract(weights, value, contracted=((4,), (1,)), batch=((0, 1), (0, 2)), compute_dtype=compute_dtype)
+    return mixed.transpose(0, 2, 1, 3, 4).reshape(b, s, h, c)
+
+
+class Attention(nnx.Module):
+    """Projections to H query and K key-value heads, rotary positions if asked, `attend`, and the projection back."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        use_bias: bool,
+        rope_base: float | None,
+        dropout_rate: float,
+        stddev: float,
+        out_stddev: float,
+        key: Key[Array, ""],
+    ):
+        """Makes the projections.
+
+        Args:
+          d_model: D.
+          num_heads: H, a multiple of K.
+          num_kv_heads: K.
+          head_dim: C.
+          use_bias: whether the four projections have a bias.
+          rope_base: of rotary positions; None for none.
+          dropout_rate: of the attention weights.
+          stddev: of the initial query, key and value kernels.
+          out_stddev: of the initial output kernel.
+          key: random key.
+        """
+
+        def projection(name: str, in_dims: tuple[int, ...], out_dims: tuple[int, ...], spread: float) -> Linear:
+            return Linear(in_dims, out_dims, use_bias=use_bias, stddev=spread, key=named_key(key, name))
+
+        self.rope_base = rope_base
+        self.dropout_rate = dropout_rate
+        self.query = projection("query", (d_model,), (num_heads, head_dim), stddev)
+        self.key = projection("key", (d_model,), (num_kv_heads, head_dim), stddev)
+        self.value = projection("value", (d_model,), (num_kv_heads, head_dim), stddev)
+        self.out = projection("out", (num_heads, head_dim), (d_model,), out_stddev)
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        allowed: Bool[Array, "B #S S"],
+        positions: Int[Array, "B S"],
+        compute_dtype: DTypeLike,
+        dropout_key: Key[Array, ""] | None,
+    ) -> Float32[Array, "B S D"]:
+        """Returns what every position read, [B S D] in float32."""
+        query, key = self.query(x, compute_dtype), self.key(x, compute_dtype)
+        if self.rope_base is not None:
+            query, key = rotate(query, positions, self.rope_base), rotate(key, positions, self.rope_base)
+        mixed = attend(
+            query.astype(compute_dtype),
+            key.astype(compute_dtype),
+            self.value(x, compute_dtype).astype(compute_dtype),
+            allowed,
+            compute_dtype=compute_dtype,
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
+        )
+        return self.out(mixed.astype(compute_dtype), compute_dtype)

@@ -1,0 +1,103 @@
+"""The Transformer as pure functions of plain nested dicts of arrays: what steps, plans and stores see.
+
+The tree of `Params` (legend: L layers, D model, H and K heads, C head width, F feed-forward, V vocabulary):
+
+    embeddings/{token,position,token_type}/table     [V D] [P D] [T D]
+    norm/{scale,bias}                                [D]
+    layers/attention/{query,key,value}/{kernel,bias} [L D H C] [L H C]
+    layers/attention/out/{kernel,bias}               [L H C D] [L D]
+    layers/{attention_norm,mlp_norm}/{scale,bias}    [L D]
+    layers/mlp/{up,gate}/{kernel,bias}               [L D F] [L F]
+    layers/mlp/down/{kernel,bias}                    [L F D] [L D]
+    output/kernel                                    [D V]
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
+
+from jaxscale.nn.transformer import Transformer, TransformerConfig
+
+# A nested dict with string keys whose leaves are arrays.
+Params = dict[str, Any]
+
+
+def init_params(config: TransformerConfig, key: Key[Array, ""]) -> Params:
+    """Draws a model's parameters, in float32. Pure: `jax.eval_shape` gives the shapes alone.
+
+    Args:
+      config: the model.
+      key: random key.
+
+    Returns:
+      The tree described above; parts that `config` does without are absent.
+    """
+    params: Params = nnx.to_pure_dict(nnx.state(Transformer(config, key=key)))
+    return params
+
+
+def apply(
+    config: TransformerConfig,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+    dropout_key: Key[Array, ""] | None = None,
+    token_types: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "B S"] | None = None,
+    remat: bool = False,
+) -> Float32[Array, "B S D"]:
+    """The hidden state of every position after the last layer (and, pre-norm, the last norm).
+
+    Args:
+      config: the model.
+      params: its parameters, float32 or bfloat16.
+      tokens: ids in [0, V).
+      mask: True at real tokens; what stands at the others changes nothing at the real ones.
+      compute_dtype: of matrix products and of what is kept between them; sums, norms and softmax are in float32.
+      dropout_key: None for no dropout.
+      token_types: ids in [0, T); all zero when None.
+      positions: 0 to S - 1 when None.
+      remat: whether the backward pass computes each layer again rather than keep what is inside it.
+
+    Returns:
+      float32; values at masked positions mean nothing.
+
+    Raises:
+      UsageError: the sequence is longer than `config.max_positions`.
+    """
+    return nnx.merge(_graphdef(config), params)(
+        tokens,
+        mask,
+        compute_dtype=compute_dtype,
+        dropout_key=dropout_key,
+        token_types=token_types,
+        positions=positions,
+        remat=remat,
+    )
+
+
+def logits(
+    config: TransformerConfig,
+    params: Params,
+    hidden: Float[Array, "B S D"],
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> Float32[Array, "B S V"]:
+    """A decoder's scores of every next token, from `apply`'s hidden states.
+
+    Raises:
+      UsageError: the model is an encoder.
+    """
+    return nnx.merge(_graphdef(config), params).logits(hidden, compute_dtype=compute_dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _graphdef(config: TransformerConfig) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))

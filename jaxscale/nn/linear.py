@@ -1,0 +1,146 @@
+"""Contractions that round their operands to the compute dtype and accumulate in float32, and the Linear layer.
+
+Differentiated as it stands, a bfloat16 `dot_general` with float32 output would contract a float32 cotangent with a
+bfloat16 operand, which no hardware does fast, and would round a weight's gradient to bfloat16 before the sum over
+devices. `contract` therefore has its own backward pass: there too the operands are rounded, and the sums are float32.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Key
+
+from jaxscale.nn.keys import named_key
+
+# Positions of dims: of the left operand, of the right one.
+Dims = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def precision_of(compute_dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | jax.lax.Precision:
+    """How a contraction computes: operands in `compute_dtype`, sums in float32, on every platform.
+
+    >>> precision_of(jnp.bfloat16).name
+    'BF16_BF16_F32'
+    """
+    if compute_dtype == jnp.bfloat16:
+        return jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+    # Else TPUs would round float32 operands to bfloat16, and GPUs to TF32.
+    return jax.lax.Precision.HIGHEST
+
+
+def contract(
+    left: Float[Array, "..."],
+    right: Float[Array, "..."],
+    *,
+    contracted: Dims,
+    batch: Dims = ((), ()),
+    compute_dtype: DTypeLike,
+) -> Float32[Array, "..."]:
+    """`jax.lax.dot_general` with operands rounded to `compute_dtype` and float32 sums, forward and backward.
+
+    Args:
+      left: float32 or bfloat16; its gradient has its dtype.
+      right: the same.
+      contracted: the dims summed over.
+      batch: the dims kept in step.
+      compute_dtype: float32 or bfloat16.
+
+    Returns:
+      float32; dims: batch, then the free ones of left, then those of right.
+
+    >>> contract(jnp.ones((2, 3)), jnp.ones((3, 4)), contracted=((1,), (0,)), compute_dtype=jnp.bfloat16)[0, 0]
+    Array(3., dtype=float32)
+    """
+    return _contract(left, right, (contracted, batch), jnp.dtype(compute_dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _contract(
+    left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims], compute_dtype: jnp.dtype
+) -> Float32[Array, "..."]:
+    return _dot(left.astype(compute_dtype), right.astype(compute_dtype), dims, compute_dtype)
+
+
+def _dot(
+    left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims], compute_dtype: jnp.dtype
+) -> Float32[Array, "..."]:
+    return jax.lax.dot_general(
+        left, right, dims, precision=precision_of(compute_dtype), preferred_element_type=jnp.float32
+    )
+
+
+def _contract_forward(
+    left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims], compute_dtype: jnp.dtype
+) -> tuple[Float32[Array, "..."], tuple[Float[Array, "..."], Float[Array, "..."]]]:
+    return _contract(left, right, dims, compute_dtype), (left, right)
+
+
+def _contract_backward(
+    dims: tuple[Dims, Dims],
+    compute_dtype: jnp.dtype,
+    operands: tuple[Float[Array, "..."], Float[Array, "..."]],
+    cotangent: Float32[Array, "..."],
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    # In float32 for jax; the algorithm in `precision_of` rounds all three to bfloat16 inside the contraction.
+    left, right = (operand.astype(compute_dtype).astype(jnp.float32) for operand in operands)
+    _, transpose = jax.vjp(lambda x, w: _dot(x, w, dims, compute_dtype), left, right)
+    left_gradient, right_gradient = transpose(cotangent)
+    return left_gradient.astype(operands[0].dtype), right_gradient.astype(operands[1].dtype)
+
+
+_contract.defvjp(_contract_forward, _contract_backward)
+
+
+class Linear(nnx.Module):
+    """y = x W + b, where W maps the dims `in_dims` to the dims `out_dims`, and neither is ever flattened.
+
+    Keeping [D, H, C] whole, rather than [D, H * C], lets a plan split it by heads.
+    """
+
+    def __init__(
+        self,
+        in_dims: tuple[int, ...],
+        out_dims: tuple[int, ...],
+        *,
+        use_bias: bool,
+        stddev: float,
+        key: Key[Array, ""],
+    ):
+        """Draws W from a normal distribution cut at two standard deviations; b is zero.
+
+        Args:
+          in_dims: the sizes of x's last dims, which are contracted.
+          out_dims: the sizes that stand in their place in y.
+          use_bias: whether there is a b.
+          stddev: standard deviation before the cut.
+          key: random key.
+        """
+        self.num_in_dims = len(in_dims)
+        draw = jax.random.truncated_normal(named_key(key, "kernel"), -2, 2, (*in_dims, *out_dims), jnp.float32)
+        self.kernel = nnx.Param(stddev * draw)
+        self.bias = nnx.Param(jnp.zeros(out_dims, jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "..."], compute_dtype: DTypeLike) -> Float32[Array, "..."]:
+        """Returns y in float32 for x [..., *in_dims], with the contraction computed in `compute_dtype`."""
+        num = self.num_in_dims
+        contracted = (tuple(range(x.ndim - num, x.ndim)), tuple(range(num)))
+        y = contract(x, self.kernel[...], contracted=contracted, compute_dtype=compute_dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(jnp.float32)
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
+def residual_stddev(stddev: float, num_layers: int) -> float:
+    """The initial spread of the two matrices per layer that write into a pre-norm residual stream.
+
+    Reference: Radford et al. 2019 (GPT-2), section 2.3: 1 / sqrt(N) for N residual additions.
+
+    >>> residual_stddev(0.02, 2)
+    0.01
+    """
+    return stddev / math.sqrt(2 * num_layers)

@@ -1,0 +1,52 @@
+"""Normalisation over the model dim, in float32: LayerNorm and RMSNorm."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias.
+
+    Reference: Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450
+    """
+
+    def __init__(self, d_model: int, *, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((d_model,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((d_model,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B D"]:
+        """Returns the normalised x in float32."""
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return y * _as_row(self.scale[...], x.ndim) + _as_row(self.bias[...], x.ndim)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale.
+
+    Reference: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467
+    """
+
+    def __init__(self, d_model: int, *, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((d_model,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B D"]:
+        """Returns the normalised x in float32."""
+        x = x.astype(jnp.float32)
+        mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + self.epsilon) * _as_row(self.scale[...], x.ndim)
+
+
+def make_norm(name: str, d_model: int, *, epsilon: float) -> LayerNorm | RMSNorm:
+    """The norm called `name`: "layernorm" or "rmsnorm"."""
+    return {"layernorm": LayerNorm, "rmsnorm": RMSNorm}[name](d_model, epsilon=epsilon)
+
+
+def _as_row(weight: Float[Array, " D"], ndim: int) -> Float32[Array, "..."]:
+    return weight.astype(jnp.float32).reshape((1,) * (ndim - 1) + weight.shape)
