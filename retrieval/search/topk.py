@@ -1,0 +1,66 @@
+"""What every search returns, and the one order that all of them keep: by score, and inside a tie by row."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from jaxscale.errors import UsageError
+
+NO_ROW = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopK:
+    """The best rows of each query, best first.
+
+    Attributes:
+      rows: positions in the corpus, `Int64[Q K]`; -1 where a search found fewer than K, always at the end.
+      scores: their scores, `Float32[Q K]`; -inf where the row is -1.
+    """
+
+    rows: Int64[np.ndarray, "Q K"]
+    scores: Float32[np.ndarray, "Q K"]
+
+
+def ranked(rows: Int64[np.ndarray, "N"], scores: Float32[np.ndarray, "N"], k: int) -> Int64[np.ndarray, "K"]:
+    """The positions of the `k` best candidates: the highest score first, inside a tie the lowest row first.
+
+    Args:
+      rows: the candidates' rows, each once; -1 for no candidate.
+      scores: their scores, without NaN.
+      k: how many to keep, at least 1; all of them where there are fewer.
+
+    >>> ranked(np.array([7, 3, 5]), np.array([1.0, 1.0, 2.0], np.float32), 2).tolist()
+    [2, 1]
+    """
+    order = np.lexsort((rows, -scores))
+    return order[:k]
+
+
+def best_of_all(scores: Float32[np.ndarray, "N"], k: int) -> Int64[np.ndarray, "K"]:
+    """The rows of the `k` highest of N scores, in the order of `ranked`, without sorting all N.
+
+    Args:
+      scores: one score per row, without NaN.
+      k: how many to keep, at least 1; all N where it is more.
+
+    >>> best_of_all(np.array([0.0, 2.0, 1.0, 2.0], np.float32), 3).tolist()
+    [1, 3, 2]
+    """
+    num_rows = scores.shape[0]
+    if k >= num_rows:
+        return np.argsort(-scores, kind="stable")
+    kth = np.partition(scores, num_rows - k)[num_rows - k]
+    candidates = np.flatnonzero(scores >= kth)
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+
+
+def require_positive_k(k: int) -> None:
+    """Refuses a `k` below 1.
+
+    Raises:
+      UsageError: `k` is below 1.
+    """
+    if k < 1:
+        raise UsageError(f"k={k} must be at least 1, the number of hits wanted for each query")
