@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxscale.data.tokenizer import Encoded, Tokenizer
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
+from jaxscale.nn.functional import Params
+from jaxscale.nn.keys import named_key
 from jaxscale.nn.transformer import TransformerConfig
 
-Params = dict[str, Any]
 Pooling = Literal["mean", "cls", "last"]
 Side = Literal["query", "document"]
 
@@ -85,9 +87,9 @@ def init_encoder(config: EncoderConfig, key: Array) -> Params:
     Returns:
       The tree described at `Encoder.params`, float32.
     """
-    transformer_key, projection_key = jax.random.split(key)
-    params: Params = {"transformer": functional.init_params(config.transformer, transformer_key)}
+    params: Params = {"transformer": functional.init_params(config.transformer, named_key(key, "transformer"))}
     if config.projection_dim is not None:
+        projection_key = named_key(key, "projection")
         params["projection"] = init_projection(config.transformer.d_model, config.projection_dim, projection_key)
     return params
 
@@ -104,9 +106,9 @@ def apply_encoder(
     tokens: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
     *,
-    compute_dtype: Any,
+    compute_dtype: DTypeLike,
     dropout_key: Array | None = None,
-) -> Float[Array, "B E"]:
+) -> Float32[Array, "B E"]:
     """The vectors of a batch of tokenised texts; pure.
 
     Args:
@@ -130,7 +132,7 @@ def apply_encoder(
     return normalize(vectors) if config.normalize else vectors
 
 
-def pool(hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"], pooling: Pooling) -> Float[Array, "B D"]:
+def pool(hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"], pooling: Pooling) -> Float32[Array, "B D"]:
     """One float32 vector per text out of its tokens' hidden states; a text without tokens gives zeros.
 
     Args:
@@ -153,7 +155,7 @@ def pool(hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"], pooling: Pooli
     return jnp.take_along_axis(kept, last[:, None, None], axis=1)[:, 0]
 
 
-def normalize(vectors: Float[Array, "N E"]) -> Float[Array, "N E"]:
+def normalize(vectors: Float32[Array, "N E"]) -> Float32[Array, "N E"]:
     """Scales each vector to length 1; a zero vector stays zero.
 
     >>> normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()

@@ -1,0 +1,124 @@
+"""The dev metric while training: some dev queries searched exactly among some documents, cheap enough to repeat."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32
+
+from jaxscale.data.buckets import pad_to_bucket
+from jaxscale.nn.functional import Params
+from jaxscale.sharding.plan import replicated, row_sharded
+from retrieval.evaluate import evaluate
+from retrieval.search.topk import best_of_all
+from retrieval.towers.encoder import EncoderConfig, apply_encoder
+from retrieval.towers.pairs import Qrels, TokenTable
+
+MEASURES = ("nDCG@10", "RR@10")
+_NUM_HITS = 10
+# Texts encoded at once, per device.
+_NUM_TEXTS_PER_DEVICE = 32
+
+
+def metric_names(*, sampled: bool) -> tuple[str, ...]:
+    """What `DevSet.evaluate` calls its measures; a figure on a sample of the documents says so in its name.
+
+    >>> metric_names(sampled=True)
+    ('dev_sample_nDCG@10', 'dev_sample_RR@10')
+    """
+    return tuple(f"dev_{'sample_' if sampled else ''}{measure}" for measure in MEASURES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DevSet:
+    """Dev queries and the documents they are searched among, as tokens.
+
+    Attributes:
+      query_ids: in the order of `queries`.
+      document_ids: in the order of `documents`.
+      queries: tokens of the queries.
+      documents: tokens of the documents.
+      qrels: query id -> document id -> relevance.
+      query_buckets: padded lengths of queries.
+      document_buckets: padded lengths of documents.
+      pad_id: the token that fills.
+      sampled: whether queries or documents are a sample of what there is.
+    """
+
+    query_ids: list[str]
+    document_ids: list[str]
+    queries: TokenTable
+    documents: TokenTable
+    qrels: Qrels
+    query_buckets: tuple[int, ...]
+    document_buckets: tuple[int, ...]
+    pad_id: int
+    sampled: bool
+
+    def evaluate(
+        self, configs: tuple[EncoderConfig, EncoderConfig], params: tuple[Params, Params], mesh: Mesh, dtype: str
+    ) -> dict[str, float]:
+        """The means of `MEASURES` over the dev queries.
+
+        Args:
+          configs: the query encoder's and the document encoder's.
+          params: their weights, on the mesh.
+          mesh: where they are.
+          dtype: of the transformers' products.
+        """
+        query_encode = _encoder_program(configs[0], mesh, dtype)
+        document_encode = _encoder_program(configs[1], mesh, dtype)
+        queries = _encode(query_encode, params[0], self.queries, self.query_buckets, self.pad_id, mesh)
+        documents = _encode(document_encode, params[1], self.documents, self.document_buckets, self.pad_id, mesh)
+        scores = queries @ documents.T
+        run = {
+            query_id: {self.document_ids[row]: float(scores[i, row]) for row in best_of_all(scores[i], _NUM_HITS)}
+            for i, query_id in enumerate(self.query_ids)
+        }
+        means = evaluate(run, self.qrels, MEASURES).means
+        return dict(zip(metric_names(sampled=self.sampled), (means[measure] for measure in MEASURES), strict=True))
+
+
+def sample(names: Iterable[str], count: int | None) -> list[str]:
+    """`count` of the names, or all; always the same ones, whatever order they come in.
+
+    >>> sample(["c", "a", "b"], 2) == sample(["a", "b", "c"], 2)
+    True
+    """
+    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return ordered if count is None else ordered[:count]
+
+
+_EncoderProgram = Callable[[Params, Array, Array], Array]
+
+
+@functools.lru_cache(maxsize=16)
+def _encoder_program(config: EncoderConfig, mesh: Mesh, dtype: str) -> _EncoderProgram:
+    def encode(params: Params, tokens: Array, mask: Array) -> Array:
+        return apply_encoder(config, params, tokens, mask, compute_dtype=jnp.dtype(dtype))
+
+    return jax.jit(encode, out_shardings=replicated(mesh))
+
+
+def _encode(
+    program: _EncoderProgram, params: Params, texts: TokenTable, buckets: tuple[int, ...], pad_id: int, mesh: Mesh
+) -> Float32[np.ndarray, "N E"]:
+    """The vectors of all texts, in their order; encoded in the order of their lengths, to pad little."""
+    rows_at_once = _NUM_TEXTS_PER_DEVICE * mesh.size
+    order = np.argsort(np.diff(texts.offsets), kind="stable")
+    pending = []
+    for start in range(0, len(order), rows_at_once):
+        # The last block begins earlier and encodes some texts twice, so that every block has one shape.
+        rows = order[max(0, min(start, len(order) - rows_at_once)) :][:rows_at_once]
+        rows = np.resize(rows, rows_at_once)
+        batch = pad_to_bucket(texts.rows(rows), buckets, pad_id)
+        pending.append((rows, program(params, *jax.device_put(batch, row_sharded(mesh)))))
+    vectors = np.empty((len(order), pending[0][1].shape[1]), np.float32)
+    for rows, block in pending:
+        vectors[rows] = np.asarray(block)
+    return vectors

@@ -1,0 +1,205 @@
+"""The pairs a dual tower trains on, read from a BEIR folder, and their texts as tokens, made once up front."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxscale import typed_json
+from jaxscale.errors import DataError
+from retrieval.formats.beir import BeirFolder
+from retrieval.records import Doc, Query
+from retrieval.towers.loss import NO_DOCUMENT
+
+Qrels = dict[str, dict[str, int]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSource:
+    """The texts and judgements of a BEIR folder that training needs, checked against each other.
+
+    Attributes:
+      docs: the whole corpus, in its order.
+      doc_rows: a document's id -> its place in `docs`.
+      queries: the queries of both splits, by id.
+      qrels: the training split: query id -> document id -> relevance.
+      dev_qrels: the same of the dev split.
+    """
+
+    docs: list[Doc]
+    doc_rows: dict[str, int]
+    queries: dict[str, Query]
+    qrels: Qrels
+    dev_qrels: Qrels
+
+    @property
+    def sha256(self) -> str:
+        """A hash of every record, whatever files they came in."""
+        digest = hashlib.sha256()
+        for doc in self.docs:
+            digest.update(typed_json.canonical(["doc", doc.id, doc.title, doc.text]))
+        for query_id in sorted(self.queries):
+            digest.update(typed_json.canonical(["query", query_id, self.queries[query_id].text]))
+        digest.update(typed_json.canonical([self.qrels, self.dev_qrels]))
+        return digest.hexdigest()
+
+
+def read_source(folder: Path, split: str, dev_split: str) -> PairSource:
+    """Reads a BEIR folder.
+
+    Args:
+      folder: with corpus.jsonl, queries.jsonl and qrels/.
+      split: the split trained on.
+      dev_split: the split the dev metric is computed on.
+
+    Raises:
+      DataError: a file is missing or malformed, a split has no relevant pair, or a judgement names a query or a
+        document that is not there.
+    """
+    beir = BeirFolder.open(folder)
+    docs = list(beir.docs())
+    qrels = {name: _relevant_only(beir.qrels(name)) for name in (split, dev_split)}
+    judged = set().union(*(q.keys() for q in qrels.values()))
+    source = PairSource(
+        docs=docs,
+        doc_rows={doc.id: row for row, doc in enumerate(docs)},
+        queries={query.id: query for query in beir.queries() if query.id in judged},
+        qrels=qrels[split],
+        dev_qrels=qrels[dev_split],
+    )
+    for name, judgements in qrels.items():
+        _check_judgements(source, judgements, f"{folder}/qrels/{name}.tsv")
+    return source
+
+
+def _relevant_only(qrels: Qrels) -> Qrels:
+    relevant = {query: {doc: rel for doc, rel in judged.items() if rel > 0} for query, judged in qrels.items()}
+    return {query: judged for query, judged in relevant.items() if judged}
+
+
+def _check_judgements(source: PairSource, qrels: Qrels, where: str) -> None:
+    if not qrels:
+        raise DataError(f"{where}: no query has a relevant document (relevance above 0); nothing to learn from it")
+    for query_id, judged in qrels.items():
+        if query_id not in source.queries:
+            raise DataError(f"{where}: query {query_id!r} is not in queries.jsonl")
+        unknown = next((doc_id for doc_id in judged if doc_id not in source.doc_rows), None)
+        if unknown is not None:
+            raise DataError(f"{where}: document {unknown!r} of query {query_id!r} is not in corpus.jsonl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTable:
+    """Who belongs to whom, as rows of arrays.
+
+    Attributes:
+      query_ids: the training queries, in the order of their rows.
+      pairs: [N 2] rows (query, document), one for each relevant pair.
+      known_positives: [Q M] every relevant document of each query, padded with `NO_DOCUMENT`.
+      hard_negatives: per query the documents to choose hard negatives from; None where there are none.
+    """
+
+    query_ids: list[str]
+    pairs: Int[np.ndarray, "N 2"]
+    known_positives: Int[np.ndarray, "Q M"]
+    hard_negatives: list[Int[np.ndarray, "_"]] | None
+
+    def choose_hard_negatives(self, query_rows: Int[np.ndarray, "B"], count: int, seed: tuple[int, ...]) -> np.ndarray:
+        """`count` different hard negatives for each query of a batch, [B count]; a pure function of its arguments."""
+        if self.hard_negatives is None or count == 0:
+            return np.empty((len(query_rows), 0), np.int32)
+        rng = np.random.default_rng(seed)
+        return np.stack([rng.choice(self.hard_negatives[row], count, replace=False) for row in query_rows])
+
+
+def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negatives: int) -> PairTable:
+    """Lays out the training split's pairs.
+
+    Args:
+      source: the texts and judgements.
+      hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`, or None.
+      num_hard_negatives: how many each query must have there.
+
+    Raises:
+      DataError: the file names a document that is not in the corpus, or a query has too few.
+    """
+    query_ids = list(source.qrels)
+    positives = [[source.doc_rows[doc] for doc in source.qrels[query]] for query in query_ids]
+    known = np.full((len(query_ids), max(map(len, positives))), NO_DOCUMENT, np.int32)
+    for row, docs in enumerate(positives):
+        known[row, : len(docs)] = docs
+    pairs = np.array([(row, doc) for row, docs in enumerate(positives) for doc in docs], np.int32)
+    negatives = None
+    if hard_negatives is not None:
+        by_query = _read_hard_negatives(hard_negatives, source)
+        negatives = [_negatives_of(query, by_query, num_hard_negatives, hard_negatives) for query in query_ids]
+    return PairTable(query_ids=query_ids, pairs=pairs, known_positives=known, hard_negatives=negatives)
+
+
+def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DataError(f"hard_negatives: there is no file {str(path)!r}")
+    found: dict[str, np.ndarray] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+                query_id, doc_ids = record["query_id"], record["doc_ids"]
+            except (ValueError, TypeError, KeyError):
+                expected = '{"query_id": "...", "doc_ids": ["...", ...]}'
+                raise DataError(f"{where}: got {line[:80]!r}, expected {expected}") from None
+            if query_id in found:
+                raise DataError(f"{where}: query {query_id!r} stands in the file twice")
+            unknown = next((doc for doc in doc_ids if doc not in source.doc_rows), None)
+            if unknown is not None:
+                raise DataError(f"{where}: document {unknown!r} is not in corpus.jsonl")
+            found[query_id] = np.array(sorted({source.doc_rows[doc] for doc in doc_ids}), np.int32)
+    unknown_query = next((query for query in found if query not in source.queries), None)
+    if unknown_query is not None:
+        raise DataError(f"{path}: query {unknown_query!r} is not among the judged queries; is it of another corpus?")
+    return found
+
+
+def _negatives_of(query: str, by_query: dict[str, np.ndarray], count: int, path: Path) -> np.ndarray:
+    got = len(by_query[query]) if query in by_query else 0
+    if got < count:
+        raise DataError(
+            f"{path}: query {query!r} has {got} different hard negatives, expected at least num_hard_negatives={count}"
+        )
+    return by_query[query]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenTable:
+    """Tokens of many texts in two flat arrays.
+
+    Attributes:
+      flat: [T] ids of all texts, one after the other.
+      offsets: [N + 1] where each text begins; the last is T.
+    """
+
+    flat: Int[np.ndarray, "T"]
+    offsets: Int[np.ndarray, "N_plus_1"]
+
+    @classmethod
+    def of(cls, texts_ids: Iterable[Sequence[int]]) -> "TokenTable":
+        """Packs the ids of each text.
+
+        >>> TokenTable.of([[5, 6], [7]]).rows(np.array([1, 0]))
+        [array([7], dtype=int32), array([5, 6], dtype=int32)]
+        """
+        arrays = [np.asarray(ids, np.int32) for ids in texts_ids]
+        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in arrays])]).astype(np.int64)
+        return cls(flat=np.concatenate([np.empty(0, np.int32), *arrays]), offsets=offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def rows(self, rows: Int[np.ndarray, "B"]) -> list[Int[np.ndarray, "_"]]:
+        """The ids of the texts at `rows`."""
+        return [self.flat[self.offsets[row] : self.offsets[row + 1]] for row in rows]
