@@ -1,0 +1,400 @@
+"""Arrays on disk: zarr v3 with a checksum in every chunk, written and read through TensorStore.
+
+The format is written down in docs/formats/arrays.md. Legend: N rows of an array, E the rest of its shape.
+"""
+
+import dataclasses
+import errno
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Shaped
+
+from jaxscale.errors import DataError, VerificationError
+from jaxscale.store.failpoints import failpoint
+
+CHUNK_BYTES = 8 << 20
+_CRC_BYTES = 4
+_METADATA = "zarr.json"
+
+Array = Shaped[np.ndarray, "..."] | Shaped[jax.Array, "..."]
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayHandle:
+    """An array that stays on disk; indexing reads what is asked, chunk by chunk, each checked.
+
+    Attributes:
+      path: the array's directory.
+      shape: its shape.
+      dtype: its dtype, bfloat16 and its like as ml_dtypes'.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    _store: Any = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
+        """Reads a part, e.g. `handle[a:b]`: rows a to b, in memory.
+
+        Raises:
+          VerificationError: a chunk is missing or damaged; the message names its file.
+        """
+        if isinstance(index, slice):
+            index = slice(*index.indices(self.shape[0]))
+        return _wait(self._store[index].read(), self.path)
+
+    def start(self, index: Index) -> Any:
+        """Starts to read a part; returns a TensorStore future."""
+        return self._store[index].read()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunked:
+    """A host's part of an array: which values go where, and how the array is cut into chunks.
+
+    Attributes:
+      shape: the whole array's shape.
+      parts: index in the whole array, and the values there.
+      chunk_shape: of the grid.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: tuple[tuple[Index, np.ndarray], ...]
+    chunk_shape: tuple[int, ...]
+
+
+def write(directory: str | Path, name: str, value: Array) -> None:
+    """Writes one array below `directory`.
+
+    Args:
+      directory: usually a draft's path.
+      name: `/` between its parts.
+      value: any shape; a jax array may be sharded in any way, every process writes what it holds.
+
+    Raises:
+      DataError: the name or the dtype can't be written.
+      OSError: the disk refuses.
+    """
+    write_named(directory, {name: value})
+
+
+def write_tree(directory: str | Path, tree: Any) -> None:
+    """Writes every leaf of a tree of arrays as `write` does, all of them at once.
+
+    Args:
+      directory: usually a draft's path.
+      tree: nested dicts, lists, tuples or named tuples of arrays and numbers.
+    """
+    write_named(directory, named_leaves(tree))
+
+
+def write_named(directory: str | Path, values: Mapping[str, Array | Chunked]) -> None:
+    """Writes several arrays by name; see `write`."""
+    directory, writes = Path(directory), []
+    for name, value in values.items():
+        failpoint("arrays.before_write")
+        chunked = value if isinstance(value, Chunked) else chunk(value)
+        store = _create(_array_path(directory, name), chunked)
+        writes += [
+            (directory / name, store[index].write(part, can_reference_source_data_indefinitely=True))
+            for index, part in chunked.parts
+            if part.size
+        ]
+    for path, future in writes:
+        _wait(future, path)
+        failpoint("arrays.after_write")
+
+
+def read(directory: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
+    """Reads one array whole.
+
+    Raises:
+      DataError: there is no such array.
+      VerificationError: a chunk is missing or damaged; the message names its file.
+    """
+    handle = open(directory, name)
+    return _wait(handle.start(()), handle.path)
+
+
+def open(directory: str | Path, name: str) -> ArrayHandle:
+    """Opens one array to read parts of it.
+
+    Raises:
+      DataError: there is no such array.
+      VerificationError: its description is damaged.
+    """
+    path = _array_path(Path(directory), name)
+    if not (path / _METADATA).is_file():
+        raise DataError(f"there is no array {name!r} in {directory}")
+    try:
+        store = ts.open(_spec(path), open=True, read=True, context=_context()).result()
+    except ValueError as error:
+        raise VerificationError(f"{path / _METADATA} is damaged: {error}") from None
+    return ArrayHandle(path=path, shape=tuple(store.shape), dtype=store.dtype.numpy_dtype, _store=store)
+
+
+def read_sharded(directory: str | Path, name: str, sharding: jax.sharding.Sharding) -> Shaped[jax.Array, "..."]:
+    """Reads one array straight onto a mesh: each process reads the parts its devices hold, each part once.
+
+    Args:
+      directory: where the array is.
+      name: its name.
+      sharding: any, of any mesh, whatever the array was written from.
+
+    Raises:
+      DataError: there is no such array.
+      VerificationError: a chunk is missing or damaged; the message names its file.
+    """
+    return _start_sharded(open(directory, name), sharding)()
+
+
+def read_tree(directory: str | Path, abstract: Any = None, shardings: Any = None) -> Any:
+    """Reads a tree that `write_tree` wrote.
+
+    Args:
+      directory: where it was written.
+      abstract: a tree of the same structure whose leaves have `shape` and `dtype`, which must be those on
+        disk; None gives nested dicts of everything there is.
+      shardings: a tree of shardings like `abstract`, or one for all; None gives numpy arrays.
+
+    Raises:
+      DataError: a leaf is missing, or has another shape or dtype than `abstract` says.
+      VerificationError: a chunk is missing or damaged; the message names its file.
+    """
+    directory = Path(directory)
+    if abstract is None:
+        leaves = {name: open(directory, name) for name in array_names(directory)}
+        return _nest(_read_all(leaves, dict.fromkeys(leaves, shardings)))
+    handles = {name: open_as(directory, name, leaf) for name, leaf in named_leaves(abstract).items()}
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        by_name = dict.fromkeys(handles, shardings)
+    else:
+        by_name = named_leaves(jax.tree.map(lambda _, sharding: sharding, abstract, shardings))
+    return jax.tree.unflatten(jax.tree.structure(abstract), list(_read_all(handles, by_name).values()))
+
+
+def open_as(directory: Path, name: str, leaf: Any) -> ArrayHandle:
+    """Opens an array that must have the shape and dtype of `leaf`; raises DataError where it has not."""
+    handle = open(directory, name)
+    shape, dtype = np.shape(leaf), np.dtype(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
+    if handle.shape != shape or handle.dtype != dtype:
+        raise DataError(
+            f"{directory / name} holds {handle.dtype}{list(handle.shape)}, expected {dtype}{list(shape)}; "
+            "it was written by another configuration"
+        )
+    return handle
+
+
+def array_names(directory: str | Path) -> list[str]:
+    """The names of all arrays below `directory`, sorted."""
+    directory = Path(directory)
+    return sorted(file.parent.relative_to(directory).as_posix() for file in directory.rglob(_METADATA))
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path.
+
+    >>> named_leaves({"a": {"b": 1}, "c": (2, 3)})
+    {'a/b': 1, 'c/0': 2, 'c/1': 3}
+
+    Raises:
+      DataError: the tree is a bare leaf, or two leaves have one path.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) != len(leaves) or "" in named:
+        raise DataError(
+            "a tree of arrays needs a different, non-empty path for each leaf; put a bare array into a dict"
+        )
+    return named
+
+
+def chunk(value: Array) -> Chunked:
+    """Says how a value is cut and which of its parts this process writes; the parts may share the value's memory."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        raise DataError(f"an array of {value.dtype} can't be written; write jax.random.key_data(key) of a key")
+    if not isinstance(value, jax.Array) or value.is_fully_addressable:
+        host = np.asarray(value)
+        whole = tuple(slice(0, size) for size in host.shape)
+        grid = chunk_shape(host.shape, host.dtype.itemsize)
+        return Chunked(shape=host.shape, dtype=host.dtype, parts=((whole, host),), chunk_shape=grid)
+    shard_shape = value.sharding.shard_shape(value.shape)
+    parts = tuple((s.index, np.asarray(s.data)) for s in value.addressable_shards if s.replica_id == 0)
+    grid = chunk_shape(shard_shape, value.dtype.itemsize, must_divide=True)
+    return Chunked(shape=value.shape, dtype=np.dtype(value.dtype), parts=parts, chunk_shape=grid)
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int, *, must_divide: bool = False) -> tuple[int, ...]:
+    """The chunk of the grid of an array: whole trailing dims, leading ones cut, at most `CHUNK_BYTES`.
+
+    Args:
+      shape: of the array, or of one shard of it.
+      itemsize: bytes of one value.
+      must_divide: whether each dim of the chunk has to divide that of `shape`.
+
+    >>> chunk_shape((1000, 1024, 1024), 4)
+    (2, 1024, 1024)
+    >>> chunk_shape((6, 1024, 1024), 2, must_divide=True)
+    (3, 1024, 1024)
+    """
+    room, sizes = max(1, CHUNK_BYTES // itemsize), []
+    for size in reversed(shape):
+        taken = max(1, min(size, room))
+        while must_divide and size % taken:
+            taken -= 1
+        sizes.append(taken)
+        room = room // taken if taken == size else 1
+    return tuple(reversed(sizes))
+
+
+def is_chunk_file(name: str) -> bool:
+    """Whether a path below a committed directory is a chunk's, which its codec checks when it is read.
+
+    >>> is_chunk_file("params/w/c/0/1"), is_chunk_file("params/w/zarr.json")
+    (True, False)
+    """
+    parts = name.split("/")
+    while parts and parts[-1].isdecimal():
+        parts.pop()
+    return parts[-1:] == ["c"]
+
+
+def _read_all(handles: dict[str, ArrayHandle], shardings: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts all reads, then waits for each."""
+    finish = {}
+    for name, handle in handles.items():
+        if shardings[name] is None:
+            finish[name] = functools.partial(_wait, handle.start(()), handle.path)
+        else:
+            finish[name] = _start_sharded(handle, shardings[name])
+    return {name: result() for name, result in finish.items()}
+
+
+def _start_sharded(handle: ArrayHandle, sharding: jax.sharding.Sharding) -> Callable[[], jax.Array]:
+    """Starts to read this process's parts; returns the function that waits and makes the jax array."""
+    if sharding.is_fully_addressable:  # one read of the whole, or a chunk would be read for every shard that it meets
+        whole = handle.start(())
+
+        def cut() -> jax.Array:
+            host = _wait(whole, handle.path)
+            return jax.make_array_from_callback(handle.shape, sharding, lambda index: host[index], dtype=handle.dtype)
+
+        return cut
+    indices = [index or () for index in sharding.addressable_devices_indices_map(handle.shape).values()]
+    parts = {key: handle.start(index) for key, index in {_key(i, handle.shape): i for i in indices}.items()}
+
+    def join() -> jax.Array:
+        host = {key: _wait(future, handle.path) for key, future in parts.items()}
+        return jax.make_array_from_callback(
+            handle.shape, sharding, lambda index: host[_key(index or (), handle.shape)], dtype=handle.dtype
+        )
+
+    return join
+
+
+def _key(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    return tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+
+
+def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in named.items():
+        *parents, last = name.split("/")
+        node = nested
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return nested
+
+
+def _array_path(directory: Path, name: str) -> Path:
+    parts = name.split("/")
+    if not all(part and part.isprintable() and part not in (".", "..", _METADATA) for part in parts):
+        raise DataError(f"{name!r} can't be the name of an array: its parts must be printable names, with / between")
+    return directory.joinpath(*parts)
+
+
+@functools.cache
+def _context() -> Any:
+    # Nobody else writes a draft, so no lock files; the commit fsyncs everything itself; nothing is read twice.
+    return ts.Context(
+        {"file_io_sync": False, "file_io_locking": {"mode": "none"}, "cache_pool": {"total_bytes_limit": 0}}
+    )
+
+
+def _spec(path: Path) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+
+
+def _create(path: Path, chunked: Chunked) -> Any:
+    try:
+        data_type = ts.dtype(chunked.dtype).name
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: an array of {chunked.dtype} can't be written ({error})") from None
+    endian = {"configuration": {"endian": "little"}} if chunked.dtype.itemsize > 1 else {}
+    metadata = {
+        "shape": list(chunked.shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunked.chunk_shape)}},
+        "codecs": [{"name": "bytes", **endian}, {"name": "crc32c"}],
+    }
+    spec = _spec(path) | {"metadata": metadata}
+    try:
+        return ts.open(spec, open=True, create=True, context=_context()).result()
+    except ValueError as error:
+        raise _disk_error(error, path) from error
+
+
+def _wait(future: Any, path: Path) -> Any:
+    try:
+        return future.result()
+    except ValueError as error:
+        damaged = _damaged_files(path)
+        if damaged:
+            raise VerificationError("\n  ".join(["an array is damaged; restore it from a copy:", *damaged])) from None
+        raise _disk_error(error, path) from error
+
+
+def _disk_error(error: ValueError, path: Path) -> Exception:
+    if "ENOSPC" in str(error) or "EDQUOT" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return OSError(errno.EIO, f"{os.strerror(errno.EIO)} ({error})", str(path))
+
+
+def _damaged_files(path: Path) -> list[str]:
+    """The files of an array that are missing, or whose bytes do not agree with the checksum at their end."""
+    metadata = json.loads((path / _METADATA).read_bytes())
+    grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    counts = [math.ceil(size / part) for size, part in zip(metadata["shape"], grid, strict=True)]
+    damaged = []
+    for position in np.ndindex(*counts):
+        file = path.joinpath("c", *map(str, position))
+        if not file.is_file():
+            damaged.append(f"{file} is missing")
+            continue
+        content = file.read_bytes()
+        if google_crc32c.value(content[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != content[-_CRC_BYTES:]:
+            damaged.append(f"{file} does not agree with its checksum")
+    return damaged
