@@ -45,7 +45,8 @@ class RMSNorm(nnx.Module):
 
 def make_norm(name: str, d_model: int, *, epsilon: float) -> LayerNorm | RMSNorm:
     """The norm called `name`: "layernorm" or "rmsnorm"."""
-    return {"layernorm": LayerNorm, "rmsnorm": RMSNorm}[name](d_model, epsilon=epsilon)
+    kinds: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+    return kinds[name](d_model, epsilon=epsilon)
 
 
 def _as_row(weight: Float[Array, " D"], ndim: int) -> Float32[Array, "..."]:

@@ -1,0 +1,159 @@
+"""A model kept as a committed directory: `jaxscale.model`, written down in docs/formats/model-folder.md."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from jaxscale import typed_json
+from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.errors import DataError
+from jaxscale.nn import functional
+from jaxscale.nn.functional import Params
+from jaxscale.nn.transformer import TransformerConfig
+from jaxscale.store import arrays, commit
+from jaxscale.store.checksums import Check
+
+FORMAT = "jaxscale.model"
+VERSION = 1
+MODEL_FILE = "model.json"
+TOKENIZER_FILE = "tokenizer.json"
+PARAMS_FOLDER = "params"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentenceSettings:
+    """How a model that embeds sentences was made to be used.
+
+    Attributes:
+      pooling: which hidden states become the vector.
+      normalize: whether vectors are scaled to length 1.
+      max_length: tokens kept of a text, special tokens included.
+      query_prefix: text put before every query.
+      document_prefix: text put before every document.
+    """
+
+    pooling: Literal["mean", "cls", "last"]
+    normalize: bool
+    max_length: int
+    query_prefix: str
+    document_prefix: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A Transformer with its parameters and its tokenizer.
+
+    Attributes:
+      config: the model.
+      params: its parameters, float32, the tree described in `jaxscale.nn.functional`.
+      tokenizer: turns text into its ids.
+      settings: how it embeds sentences; None where it was not made to.
+      provenance: where it came from, name to text, e.g. `{"source": "huggingface", "model.safetensors": <sha256>}`.
+    """
+
+    config: TransformerConfig
+    params: Params
+    tokenizer: Tokenizer
+    settings: SentenceSettings | None
+    provenance: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What model.json holds."""
+
+    config: TransformerConfig
+    settings: SentenceSettings | None
+    provenance: dict[str, str]
+
+
+def save_model(path: str | Path, model: ModelFolder, *, replace: bool = False) -> str:
+    """Commits a model folder at `path`.
+
+    Args:
+      path: the folder; must not be there yet.
+      model: what to write.
+      replace: whether a model folder that is there is replaced, in one step.
+
+    Returns:
+      The folder's identity, 64 hexadecimal digits.
+
+    Raises:
+      DataError: the parameters or the tokenizer do not fit the configuration.
+      MachineError: the disk is full, or another writer is at work there.
+      UsageError: something is there already.
+    """
+    check_params(model.config, model.params)
+    check_vocabulary(model.config, model.tokenizer)
+    card = _Card(config=model.config, settings=model.settings, provenance=model.provenance)
+    with commit.draft(path, format=FORMAT, version=VERSION, replace=replace) as draft:
+        text = json.dumps(typed_json.encode(card), indent=2, sort_keys=True, ensure_ascii=False)
+        (draft.path / MODEL_FILE).write_text(text + "\n", encoding="utf-8")
+        model.tokenizer.save(draft.path / TOKENIZER_FILE)
+        arrays.write_tree(draft.path / PARAMS_FOLDER, model.params)
+        draft.config = typed_json.encode(card)
+        draft.counts["params"] = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    return commit.open_committed(path, format=FORMAT).manifest.identity
+
+
+def load_model(path: str | Path, check: Check = "full") -> ModelFolder:
+    """Opens a model folder.
+
+    Args:
+      path: the folder.
+      check: `full` compares every byte with the manifest, `sizes` names and sizes only.
+
+    Returns:
+      The model; its parameters are numpy arrays in float32.
+
+    Raises:
+      DataError: it is no model folder, or its parts do not fit one another.
+      VerificationError: it is damaged; the message names the file.
+    """
+    committed = commit.open_committed(path, format=FORMAT, version=VERSION, check=check)
+    card = typed_json.decode(_Card, json.loads((committed.path / MODEL_FILE).read_text(encoding="utf-8")), MODEL_FILE)
+    params = arrays.read_tree(committed.path / PARAMS_FOLDER)
+    tokenizer = Tokenizer.load(committed.path / TOKENIZER_FILE)
+    check_params(card.config, params)
+    check_vocabulary(card.config, tokenizer)
+    return ModelFolder(
+        config=card.config, params=params, tokenizer=tokenizer, settings=card.settings, provenance=card.provenance
+    )
+
+
+def check_params(config: TransformerConfig, params: Params) -> None:
+    """Compares a tree of parameters with the one that `config` asks for.
+
+    Raises:
+      DataError: naming the first leaf that is missing, unexpected, of another shape or not finite.
+    """
+    expected = arrays.named_leaves(jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0))))
+    got = arrays.named_leaves(params)
+    for path in sorted(expected.keys() | got.keys()):
+        if path not in got:
+            raise DataError(f"parameter {path} of shape {expected[path].shape} is missing")
+        if path not in expected:
+            raise DataError(
+                f"parameter {path} of shape {got[path].shape} is unexpected: the configuration has no use for it"
+            )
+        if got[path].shape != expected[path].shape:
+            raise DataError(f"parameter {path}: got shape {got[path].shape}, expected {expected[path].shape}")
+        if isinstance(got[path], np.ndarray) and not np.isfinite(got[path]).all():
+            raise DataError(f"parameter {path} holds numbers that are not finite")
+
+
+def check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer with more ids than the model has rows.
+
+    Raises:
+      DataError: it has.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size={config.vocab_size}: "
+            "these two do not belong together"
+        )
