@@ -15,9 +15,12 @@ from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.nn.functional import Params
 from jaxscale.sharding.plan import replicated, row_sharded
 from retrieval.evaluate import evaluate
+from retrieval.formats.trec import Qrels
 from retrieval.search.topk import best_of_all
-from retrieval.towers.encoder import EncoderConfig, apply_encoder
-from retrieval.towers.pairs import Qrels, TokenTable
+from retrieval.towers.encoder import EncoderConfig, apply_encoder, tokenize
+from retrieval.towers.pairs import PairData, PairSource
+from retrieval.towers.start import Start
+from retrieval.towers.tokens import TokenTable
 
 MEASURES = ("nDCG@10", "RR@10")
 _NUM_HITS = 10
@@ -82,6 +85,35 @@ class DevSet:
         }
         means = evaluate(run, self.qrels, MEASURES).means
         return dict(zip(metric_names(sampled=self.sampled), (means[measure] for measure in MEASURES), strict=True))
+
+
+def make_dev_set(source: PairSource, data: PairData, start: Start) -> DevSet:
+    """Chooses and tokenises the dev queries and the documents they are searched among.
+
+    Args:
+      source: the texts and judgements.
+      data: how many of them, and their lengths.
+      start: encoders and tokenizer.
+    """
+    query_ids = sample(source.dev_qrels, data.num_dev_queries)
+    qrels = {query_id: source.dev_qrels[query_id] for query_id in query_ids}
+    relevant = {doc_id for judged in qrels.values() for doc_id in judged}
+    others = (doc_id for doc_id in source.doc_rows if doc_id not in relevant)
+    room = None if data.num_dev_documents is None else max(0, data.num_dev_documents - len(relevant))
+    document_ids = sorted(relevant) + sample(others, room)
+    queries = [source.queries[query_id].text for query_id in query_ids]
+    passages = [source.docs[source.doc_rows[doc_id]].passage for doc_id in document_ids]
+    return DevSet(
+        query_ids=query_ids,
+        document_ids=document_ids,
+        queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
+        documents=TokenTable.of(tokenize(start.towers.document, start.tokenizer, passages).ids),
+        qrels=qrels,
+        query_buckets=data.query_buckets,
+        document_buckets=data.document_buckets,
+        pad_id=start.tokenizer.pad_id,
+        sampled=data.dev_sampled,
+    )
 
 
 def sample(names: Iterable[str], count: int | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""One tower: a transformer, a pooling and an optional projection that turn a text's tokens into one vector."""
+"""Towers: a transformer, a pooling and an optional projection that turn a text's tokens into one vector."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,9 +15,11 @@ from jaxscale.nn import functional
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.transformer import TransformerConfig
+from retrieval.contract import Score
 
 Pooling = Literal["mean", "cls", "last"]
 Side = Literal["query", "document"]
+SIDES: tuple[Side, Side] = ("query", "document")
 
 # Below this squared length a vector counts as zero and stays zero instead of becoming NaN.
 SMALLEST_SQUARED_NORM = 1e-24
@@ -74,7 +76,37 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str]) -> Encoded:
         """The ids of `prefix + text` for each text, at most `max_length` of them."""
-        return self.tokenizer.encode_batch([self.config.prefix + text for text in texts], self.config.max_length)
+        return tokenize(self.config, self.tokenizer, texts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerPair:
+    """Two encoders that are trained together.
+
+    Attributes:
+      query: the encoder of queries.
+      document: the encoder of documents.
+      shared: whether both use the same weights.
+      score: how their vectors are compared.
+    """
+
+    query: EncoderConfig
+    document: EncoderConfig
+    shared: bool
+    score: Score
+
+    def config(self, side: Side) -> EncoderConfig:
+        """The encoder of one side."""
+        return self.query if side == "query" else self.document
+
+    def params(self, tree: dict[str, Params], side: Side) -> Params:
+        """The weights of one side's encoder in a tree that `init_towers` made."""
+        return tree["shared" if self.shared else side]
+
+
+def tokenize(config: EncoderConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
+    """The ids of `prefix + text` for each text, at most `max_length` of them."""
+    return tokenizer.encode_batch([config.prefix + text for text in texts], config.max_length)
 
 
 def init_encoder(config: EncoderConfig, key: Array) -> Params:
@@ -98,6 +130,16 @@ def init_projection(d_model: int, projection_dim: int, key: Array) -> Params:
     """A projection's kernel [D E] with entries of variance 1/D, so that it keeps a vector's length on average."""
     kernel = jax.random.normal(key, (d_model, projection_dim), jnp.float32) / jnp.sqrt(jnp.float32(d_model))
     return {"kernel": kernel}
+
+
+def init_towers(towers: TowerPair, key: Array) -> dict[str, Params]:
+    """Fresh weights: `{"shared": ...}`, or `{"query": ..., "document": ...}`."""
+    if towers.shared:
+        return {"shared": init_encoder(towers.query, named_key(key, "shared"))}
+    return {
+        "query": init_encoder(towers.query, named_key(key, "query")),
+        "document": init_encoder(towers.document, named_key(key, "document")),
+    }
 
 
 def apply_encoder(

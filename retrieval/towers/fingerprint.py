@@ -3,9 +3,9 @@
 import hashlib
 
 import numpy as np
-from jax import tree_util
 
 from jaxscale import typed_json
+from jaxscale.store import arrays
 from retrieval.contract import EncoderIdentity
 from retrieval.towers.encoder import Encoder, Side
 
@@ -30,12 +30,9 @@ def encoder_sha256(encoder: Encoder) -> str:
     digest = hashlib.sha256(
         typed_json.canonical({"config": encoder.config, "tokenizer": encoder.tokenizer.fingerprint})
     )
-    leaves = {
-        tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in tree_util.tree_leaves_with_path(encoder.params)
-    }
+    leaves = arrays.named_leaves(encoder.params)
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
         digest.update(typed_json.canonical([name, leaf.dtype.name, list(leaf.shape)]))
-        digest.update(leaf.view(np.uint8).data if leaf.ndim else leaf.tobytes())
+        digest.update(leaf.tobytes())
     return digest.hexdigest()

@@ -1,69 +1,20 @@
 """The job of training a dual tower: pure data, checked before anything compiles."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
+from typing import Any, Self
 
+from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
-from jaxscale.nn.transformer import TransformerConfig
 from jaxscale.train.job import Operation, TrainingIdentity
-from retrieval.contract import Score
-from retrieval.towers.encoder import Pooling
+from retrieval.towers.batches import make_batches
+from retrieval.towers.dev import make_dev_set, metric_names
 from retrieval.towers.loss import Contrastive
 from retrieval.towers.objective import DualTowerObjective
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Towers:
-    """The two towers.
-
-    Attributes:
-      init_from: a model to start from: a model folder, a retriever folder or a Hugging Face folder of the BERT family;
-        empty starts from random weights and a tokenizer trained on the corpus.
-      transformer: the network where `init_from` is empty; its `vocab_size` is also the size asked of the tokenizer.
-      shared: one set of weights for both sides, or one for each.
-      pooling: how a text's hidden states become one vector.
-      score: `cosine` compares vectors of length 1, `dot` compares them as they are.
-      projection_dim: dims of a linear map after pooling; None for none.
-      query_prefix: text put before every query.
-      document_prefix: text put before every document.
-    """
-
-    init_from: str = ""
-    transformer: TransformerConfig | None = None
-    shared: bool = True
-    pooling: Pooling = "mean"
-    score: Score = "cosine"
-    projection_dim: int | None = None
-    query_prefix: str = ""
-    document_prefix: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairData:
-    """Where the pairs come from and how long their texts may be.
-
-    Attributes:
-      folder: a BEIR folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
-      split: the split whose (query, relevant document) pairs are trained on.
-      dev_split: the split whose queries tell the best checkpoint.
-      hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; empty for none.
-      num_hard_negatives: documents taken of it per query and step.
-      query_buckets: padded lengths of a batch of queries, in tokens, rising; the last is the longest query kept.
-      document_buckets: the same of documents.
-      num_dev_queries: dev queries that are searched while training, at most.
-      num_dev_documents: documents they are searched among: their relevant ones, and others up to this number.
-    """
-
-    folder: str = ""
-    split: str = "train"
-    dev_split: str = "dev"
-    hard_negatives: str = ""
-    num_hard_negatives: int = 0
-    query_buckets: tuple[int, ...] = (32,)
-    document_buckets: tuple[int, ...] = (128,)
-    num_dev_queries: int = 256
-    num_dev_documents: int = 2048
+from retrieval.towers.pairs import PairData, PairSource, make_table, read_source
+from retrieval.towers.start import Start, Towers, start_towers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,28 +36,102 @@ class DualTowerJob:
     operation: Operation
 
     def check(self, mesh: MeshSpec) -> None:
-        """Checks what no field can check alone; `mesh` is the resolved mesh the job will run on.
+        """Checks what no field can check alone.
+
+        Args:
+          mesh: the resolved mesh the job will run on.
 
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        raise NotImplementedError
+        self._check_start()
+        self._check_lengths()
+        self._check_batch()
+        best, names = self.operation.best, metric_names(sampled=self.data.dev_sampled)
+        if best is not None and best.metric not in names:
+            raise UsageError(f"operation.best.metric={best.metric!r} must be one of {', '.join(names)}")
+
+    def starting_from(self, path: str) -> Self:
+        """This job with the transformer, tokenizer and weights of the folder at `path` to start from."""
+        return dataclasses.replace(self, towers=dataclasses.replace(self.towers, init_from=path, transformer=None))
 
     def objective(self) -> DualTowerObjective:
         """Reads the data and the starting weights and returns what is trained.
 
-        Its `identity` is this job as JSON values with every path replaced by a hash of what lies there, and
-        `operation` left out: two runs are the same run exactly if their identities are equal. Its `starting_params`
-        are the weights of `init_from`, or None.
-
         Raises:
           DataError: the data or the starting model is missing or malformed.
-          UsageError: a path is not given.
+          UsageError: a path is not given, or the starting model does not fit the job.
         """
-        raise NotImplementedError
+        data, training = self.data, self.training
+        source = read_source(_given(data.folder), data.split, data.dev_split)
+        max_lengths = (data.query_buckets[-1], data.document_buckets[-1])
+        start = start_towers(self.towers, max_lengths, source.training_texts(), training.seed)
+        hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
+        table = make_table(source, hard_negatives, data.num_hard_negatives)
+        objective = DualTowerObjective(
+            towers=start.towers,
+            contrastive=self.contrastive,
+            pairs=make_batches(source, table, data, start, training),
+            dev=make_dev_set(source, data, start),
+            tokenizer=start.tokenizer,
+            compute_dtype=training.compute_dtype,
+            starting_params=None,
+            identity=self._identity(source, start),
+        )
+        return objective.starting_from(start.params)
+
+    def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:
+        """This job without `operation`, with hashes of what lies at its paths in their place."""
+        data = typed_json.encode(self.data)
+        del data["folder"]
+        data["corpus"] = source.sha256
+        if self.data.hard_negatives:
+            data["hard_negatives"] = hashlib.sha256(Path(self.data.hard_negatives).read_bytes()).hexdigest()
+        towers = typed_json.encode(self.towers)
+        del towers["transformer"]
+        towers["init_from"] = start.sha256
+        towers["encoders"] = typed_json.encode([start.towers.query, start.towers.document])
+        towers["tokenizer"] = start.tokenizer.fingerprint
+        return {
+            "type": "DualTowerJob",
+            "towers": towers,
+            "data": data,
+            "contrastive": typed_json.encode(self.contrastive),
+            "training": typed_json.encode(self.training),
+        }
+
+    def _check_start(self) -> None:
+        towers = self.towers
+        _given(self.data.folder)
+        if not towers.init_from and towers.transformer is None:
+            raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
+        if towers.init_from and towers.transformer is not None:
+            raise UsageError(
+                f"towers.init_from={towers.init_from!r} brings its own transformer, but towers.transformer is given "
+                "too; use one of them"
+            )
+
+    def _check_lengths(self) -> None:
+        transformer = self.towers.transformer
+        if transformer is None:
+            return
+        for name, buckets in (("query", self.data.query_buckets), ("document", self.data.document_buckets)):
+            if buckets[-1] > transformer.max_positions:
+                raise UsageError(
+                    f"data.{name}_buckets={buckets} goes beyond the transformer's max_positions="
+                    f"{transformer.max_positions}; end it there or raise that"
+                )
+
+    def _check_batch(self) -> None:
+        microbatch = self.training.global_batch_size // self.training.grad_accum
+        if microbatch == 1 and self.data.num_hard_negatives == 0:
+            raise UsageError(
+                f"global_batch_size={self.training.global_batch_size} with grad_accum={self.training.grad_accum} leaves "
+                "1 pair in a microbatch, which has no negatives; use at least 2 pairs, or hard negatives"
+            )
 
 
-def _require_folder(path: str, flag: str) -> Path:
-    if not path:
-        raise UsageError(f"{flag} is not given; add `{flag} DIR`")
-    return Path(path)
+def _given(folder: str) -> Path:
+    if not folder:
+        raise UsageError("data.folder is not given; add `--data.folder DIR`, a BEIR folder with the pairs")
+    return Path(folder)

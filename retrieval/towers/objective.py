@@ -4,110 +4,22 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxscale.data.batches import BatchSchedule
-from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
-from retrieval.contract import Score
+from retrieval.towers.batches import PairBatches
 from retrieval.towers.dev import DevSet
-from retrieval.towers.encoder import Encoder, EncoderConfig, apply_encoder, init_encoder
+from retrieval.towers.encoder import SIDES, Encoder, Side, TowerPair, apply_encoder, init_towers
 from retrieval.towers.loss import Contrastive, excluded_documents, info_nce
-from retrieval.towers.pairs import PairTable, TokenTable
 from retrieval.towers.retriever_folder import join_towers, save_retriever
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerPair:
-    """Two encoders that are trained together.
-
-    Attributes:
-      query: the encoder of queries.
-      document: the encoder of documents.
-      shared: whether both use the same weights.
-      score: how their vectors are compared.
-    """
-
-    query: EncoderConfig
-    document: EncoderConfig
-    shared: bool
-    score: Score
-
-    def query_params(self, params: Params) -> Params:
-        """The query encoder's weights in a tree of `init_towers`."""
-        return params["towers"]["shared" if self.shared else "query"]
-
-    def document_params(self, params: Params) -> Params:
-        """The document encoder's weights in a tree of `init_towers`."""
-        return params["towers"]["shared" if self.shared else "document"]
-
-
-def init_towers(towers: TowerPair, key: Array) -> dict[str, Params]:
-    """Fresh weights: `{"shared": ...}`, or `{"query": ..., "document": ...}`."""
-    if towers.shared:
-        return {"shared": init_encoder(towers.query, named_key(key, "shared"))}
-    return {
-        "query": init_encoder(towers.query, named_key(key, "query")),
-        "document": init_encoder(towers.document, named_key(key, "document")),
-    }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairBatches:
-    """The training pairs as tokens, and which of them batch n holds.
-
-    Attributes:
-      table: who belongs to whom.
-      queries: tokens of each query row.
-      documents: tokens of each document row of the corpus.
-      schedule: the pairs of every batch.
-      query_buckets: padded lengths of queries.
-      document_buckets: padded lengths of documents.
-      num_hard_negatives: per query and step.
-      pad_id: the token that fills.
-    """
-
-    table: PairTable
-    queries: TokenTable
-    documents: TokenTable
-    schedule: BatchSchedule
-    query_buckets: tuple[int, ...]
-    document_buckets: tuple[int, ...]
-    num_hard_negatives: int
-    pad_id: int
-
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Global batch `step`: B queries, each with its own document and its hard negatives (P documents in all).
-
-        Returns:
-          `query_tokens` int32 and `query_mask` bool [B S]; `document_tokens` and `document_mask` [B P S];
-          `document_ids` int32 [B P], rows of the corpus; `known_positives` int32 [B M].
-        """
-        pairs = self.table.pairs[self.schedule.indices(step)]
-        query_rows, own = pairs[:, 0], pairs[:, 1]
-        seed = (self.schedule.seed, step)
-        negatives = self.table.choose_hard_negatives(query_rows, self.num_hard_negatives, seed)
-        document_rows = np.concatenate([own[:, None], negatives], axis=1)
-        query_tokens, query_mask = pad_to_bucket(self.queries.rows(query_rows), self.query_buckets, self.pad_id)
-        flat_tokens, flat_mask = pad_to_bucket(
-            self.documents.rows(document_rows.reshape(-1)), self.document_buckets, self.pad_id
-        )
-        return {
-            "query_tokens": query_tokens,
-            "query_mask": query_mask,
-            "document_tokens": flat_tokens.reshape(*document_rows.shape, -1),
-            "document_mask": flat_mask.reshape(*document_rows.shape, -1),
-            "document_ids": document_rows,
-            "known_positives": self.table.known_positives[query_rows],
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,26 +53,24 @@ class DualTowerObjective:
             params["log_temperature"] = jnp.asarray(math.log(self.contrastive.temperature), jnp.float32)
         return params
 
+    def starting_from(self, towers: dict[str, Params] | None) -> Self:
+        """This objective with host weights for its towers to start from; None: `init_params` draws them."""
+        if towers is None:
+            return self
+        params: Params = {"towers": towers}
+        if self.contrastive.learn_temperature:
+            params["log_temperature"] = np.float32(math.log(self.contrastive.temperature))
+        return dataclasses.replace(self, starting_params=params)
+
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], key: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """InfoNCE over the global batch (under gradient accumulation: over the microbatch)."""
-        queries = apply_encoder(
-            self.towers.query,
-            self.towers.query_params(params),
-            batch["query_tokens"],
-            batch["query_mask"],
-            compute_dtype=jnp.dtype(self.compute_dtype),
-            dropout_key=named_key(key, "query"),
-        )
         num_queries, num_passages, length = batch["document_tokens"].shape
-        documents = apply_encoder(
-            self.towers.document,
-            self.towers.document_params(params),
-            batch["document_tokens"].reshape(num_queries * num_passages, length),
-            batch["document_mask"].reshape(num_queries * num_passages, length),
-            compute_dtype=jnp.dtype(self.compute_dtype),
-            dropout_key=named_key(key, "document"),
+        queries = self._encode("query", params, batch["query_tokens"], batch["query_mask"], key)
+        flat = (num_queries * num_passages, length)
+        documents = self._encode(
+            "document", params, batch["document_tokens"].reshape(flat), batch["document_mask"].reshape(flat), key
         ).reshape(num_queries, num_passages, -1)
         excluded = excluded_documents(
             batch["document_ids"],
@@ -178,26 +88,34 @@ class DualTowerObjective:
 
     def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
         """nDCG@10 and RR@10 of the dev queries."""
-        return self.dev.evaluate(
-            (self.towers.query, self.towers.document),
-            (self.towers.query_params(params), self.towers.document_params(params)),
-            mesh,
-            self.compute_dtype,
-        )
+        configs = (self.towers.query, self.towers.document)
+        towers = (self.towers.params(params["towers"], "query"), self.towers.params(params["towers"], "document"))
+        return self.dev.evaluate(configs, towers, mesh, self.compute_dtype)
 
     def export(self, params: Params, path: Path) -> None:
         """Writes the retriever folder; `params` are host arrays."""
-        towers = join_towers(
-            query=Encoder(
-                config=self.towers.query, params=self.towers.query_params(params), tokenizer=self.tokenizer
-            ),
-            document=Encoder(
-                config=self.towers.document, params=self.towers.document_params(params), tokenizer=self.tokenizer
-            ),
-            shared=self.towers.shared,
-            score=self.towers.score,
+        query, document = (
+            Encoder(
+                config=self.towers.config(side),
+                params=self.towers.params(params["towers"], side),
+                tokenizer=self.tokenizer,
+            )
+            for side in SIDES
         )
+        towers = join_towers(query=query, document=document, shared=self.towers.shared, score=self.towers.score)
         save_retriever(path, towers, replace=True)
+
+    def _encode(
+        self, side: Side, params: Params, tokens: Int[Array, "N S"], mask: Bool[Array, "N S"], key: Array
+    ) -> Float[Array, "N E"]:
+        return apply_encoder(
+            self.towers.config(side),
+            self.towers.params(params["towers"], side),
+            tokens,
+            mask,
+            compute_dtype=jnp.dtype(self.compute_dtype),
+            dropout_key=named_key(key, side),
+        )
 
     def _temperature(self, params: Params) -> Float[Array, ""]:
         if self.contrastive.learn_temperature:

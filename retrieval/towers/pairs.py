@@ -1,21 +1,70 @@
-"""The pairs a dual tower trains on, read from a BEIR folder, and their texts as tokens, made once up front."""
+"""The pairs a dual tower trains on, read from a BEIR folder: who belongs to whom."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxscale import typed_json
-from jaxscale.errors import DataError
+from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
+from retrieval.formats.trec import Qrels
 from retrieval.records import Doc, Query
 from retrieval.towers.loss import NO_DOCUMENT
 
-Qrels = dict[str, dict[str, int]]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairData:
+    """Where the pairs come from and how long their texts may be.
+
+    Attributes:
+      folder: a BEIR folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
+      split: the split whose (query, relevant document) pairs are trained on.
+      dev_split: the split whose queries tell the best checkpoint.
+      hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; empty for none.
+      num_hard_negatives: documents taken of it per query and step.
+      query_buckets: padded lengths of a batch of queries, in tokens, rising; the last is the longest query kept.
+      document_buckets: the same of documents.
+      num_dev_queries: dev queries that are searched while training, at most; None: all.
+      num_dev_documents: documents they are searched among: their relevant ones, and others up to this number;
+        None: the whole corpus.
+    """
+
+    folder: str = ""
+    split: str = "train"
+    dev_split: str = "dev"
+    hard_negatives: str = ""
+    num_hard_negatives: int = 0
+    query_buckets: tuple[int, ...] = (32,)
+    document_buckets: tuple[int, ...] = (128,)
+    num_dev_queries: int | None = 256
+    num_dev_documents: int | None = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("query_buckets", "document_buckets"):
+            buckets = getattr(self, name)
+            if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
+                raise UsageError(f"{name}={buckets} must be lengths in tokens, at least 1, each above the one before")
+        for name in ("num_dev_queries", "num_dev_documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} must be at least 1, or None for all there are")
+        if self.num_hard_negatives < 0:
+            raise UsageError(f"num_hard_negatives={self.num_hard_negatives} must be at least 0")
+        if bool(self.num_hard_negatives) != bool(self.hard_negatives):
+            raise UsageError(
+                f"num_hard_negatives={self.num_hard_negatives} and hard_negatives={self.hard_negatives!r} go together; "
+                "give both, a number above 0 and a file, or neither"
+            )
+
+    @property
+    def dev_sampled(self) -> bool:
+        """Whether the dev metric is computed on a sample."""
+        return self.num_dev_queries is not None or self.num_dev_documents is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +84,11 @@ class PairSource:
     queries: dict[str, Query]
     qrels: Qrels
     dev_qrels: Qrels
+
+    def training_texts(self) -> Iterator[str]:
+        """What a tokenizer may learn from: every passage, and the queries of the training split."""
+        yield from (doc.passage for doc in self.docs)
+        yield from (self.queries[query_id].text for query_id in self.qrels)
 
     @property
     def sha256(self) -> str:
@@ -108,6 +162,10 @@ class PairTable:
     known_positives: Int[np.ndarray, "Q M"]
     hard_negatives: list[Int[np.ndarray, "_"]] | None
 
+    def document_rows(self) -> list[int]:
+        """The documents that a batch may hold, each once, rising."""
+        return np.unique(np.concatenate([self.pairs[:, 1], *(self.hard_negatives or [])])).tolist()
+
     def choose_hard_negatives(self, query_rows: Int[np.ndarray, "B"], count: int, seed: tuple[int, ...]) -> np.ndarray:
         """`count` different hard negatives for each query of a batch, [B count]; a pure function of its arguments."""
         if self.hard_negatives is None or count == 0:
@@ -172,34 +230,3 @@ def _negatives_of(query: str, by_query: dict[str, np.ndarray], count: int, path:
             f"{path}: query {query!r} has {got} different hard negatives, expected at least num_hard_negatives={count}"
         )
     return by_query[query]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenTable:
-    """Tokens of many texts in two flat arrays.
-
-    Attributes:
-      flat: [T] ids of all texts, one after the other.
-      offsets: [N + 1] where each text begins; the last is T.
-    """
-
-    flat: Int[np.ndarray, "T"]
-    offsets: Int[np.ndarray, "N_plus_1"]
-
-    @classmethod
-    def of(cls, texts_ids: Iterable[Sequence[int]]) -> "TokenTable":
-        """Packs the ids of each text.
-
-        >>> TokenTable.of([[5, 6], [7]]).rows(np.array([1, 0]))
-        [array([7], dtype=int32), array([5, 6], dtype=int32)]
-        """
-        arrays = [np.asarray(ids, np.int32) for ids in texts_ids]
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in arrays])]).astype(np.int64)
-        return cls(flat=np.concatenate([np.empty(0, np.int32), *arrays]), offsets=offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def rows(self, rows: Int[np.ndarray, "B"]) -> list[Int[np.ndarray, "_"]]:
-        """The ids of the texts at `rows`."""
-        return [self.flat[self.offsets[row] : self.offsets[row + 1]] for row in rows]

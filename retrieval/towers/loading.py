@@ -1,0 +1,111 @@
+"""Opens the towers that any of our folders holds: a retriever, a model, a training run, or a Hugging Face model."""
+
+import dataclasses
+from pathlib import Path
+
+from jaxscale.errors import DataError, UsageError
+from jaxscale.interop.huggingface import import_bert
+from jaxscale.nn import model_folder
+from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, load_model
+from jaxscale.store import commit
+from jaxscale.store.checksums import Check
+from retrieval.towers import retriever_folder
+from retrieval.towers.encoder import Encoder, EncoderConfig, Pooling
+from retrieval.towers.retriever_folder import LoadedTowers, join_towers, read_retriever
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderOverrides:
+    """How to use a model otherwise than its own settings say; None leaves a setting.
+
+    A model without settings of its own is used with mean pooling, normalised, up to its `max_positions`, no prefixes.
+
+    Attributes:
+      pooling: how hidden states become one vector.
+      normalize: whether vectors are scaled to length 1, and so compared by cosine.
+      max_length: tokens kept of a text.
+      query_prefix: text put before every query.
+      document_prefix: text put before every document.
+    """
+
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    max_length: int | None = None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+
+    def given(self) -> dict[str, object]:
+        """The fields that are not None."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+AS_IT_SAYS = EncoderOverrides()
+
+
+def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: Check = "full") -> LoadedTowers:
+    """Opens a retriever folder, a model folder, the `model/` of a run folder, or a Hugging Face folder (BERT family).
+
+    Args:
+      path: the folder.
+      overrides: for a model, how to use it; a retriever is what it is.
+      check: `full` compares every byte with the manifest, `sizes` names and sizes only.
+
+    Raises:
+      DataError: the folder holds none of these, or it is malformed.
+      VerificationError: it is damaged; the message names the file.
+      UsageError: overrides are given for a retriever, or do not fit the model.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder; expected a retriever, a model or a training run")
+    if not commit.is_committed(path) and (path / "job.json").is_file():
+        path = _model_of_run(path)
+    if not commit.is_committed(path):
+        if not (path / "config.json").is_file():
+            raise DataError(
+                f"{path}: holds neither MANIFEST.json nor config.json; expected a retriever, a model, a training run "
+                "or a Hugging Face folder"
+            )
+        return _towers_of_model(import_bert(path), overrides)
+    found = commit.open_committed(path).manifest.format
+    if found == retriever_folder.FORMAT:
+        if overrides.given():
+            raise UsageError(f"{path} is a trained retriever; its {', '.join(overrides.given())} can't be overridden")
+        return read_retriever(path, check=check)
+    if found == model_folder.FORMAT:
+        return _towers_of_model(load_model(path, check), overrides)
+    raise DataError(f"{path} holds {found}, expected {retriever_folder.FORMAT} or {model_folder.FORMAT}")
+
+
+def _model_of_run(run: Path) -> Path:
+    if not commit.is_committed(run / "model"):
+        raise DataError(f"{run}: this training run has exported no model yet; run the same `jaxscale train` to its end")
+    return run / "model"
+
+
+def _towers_of_model(model: ModelFolder, overrides: EncoderOverrides) -> LoadedTowers:
+    settings = model.settings or SentenceSettings(
+        pooling="mean",
+        normalize=True,
+        max_length=model.config.max_positions,
+        query_prefix="",
+        document_prefix="",
+    )
+    settings = dataclasses.replace(settings, **overrides.given())
+    query, document = (
+        Encoder(
+            config=EncoderConfig(
+                transformer=model.config,
+                pooling=settings.pooling,
+                normalize=settings.normalize,
+                projection_dim=None,
+                prefix=prefix,
+                max_length=settings.max_length,
+            ),
+            params={"transformer": model.params},
+            tokenizer=model.tokenizer,
+        )
+        for prefix in (settings.query_prefix, settings.document_prefix)
+    )
+    return join_towers(query=query, document=document, shared=True, score="cosine" if settings.normalize else "dot")

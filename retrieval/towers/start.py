@@ -1,0 +1,149 @@
+"""Where a job's towers start: from a model's weights and tokenizer, or from nothing."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxscale import typed_json
+from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.errors import UsageError
+from jaxscale.nn.functional import Params
+from jaxscale.nn.keys import named_key
+from jaxscale.nn.transformer import TransformerConfig
+from retrieval.contract import Score
+from retrieval.towers.encoder import SIDES, EncoderConfig, Pooling, Side, TowerPair, init_projection
+from retrieval.towers.loading import load_towers
+from retrieval.towers.retriever_folder import LoadedTowers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Towers:
+    """The two towers.
+
+    Attributes:
+      init_from: a model to start from: a retriever, model or run folder, or a Hugging Face folder of the BERT family;
+        its transformer, tokenizer and weights are taken. Empty: random weights, tokenizer trained on the corpus.
+      transformer: the network where `init_from` is empty; its `vocab_size` is also the size asked of the tokenizer.
+      shared: one set of weights for both sides, or one for each.
+      pooling: how a text's hidden states become one vector.
+      score: `cosine` compares vectors of length 1, `dot` compares them as they are.
+      projection_dim: dims of a linear map after pooling; None for none.
+      dropout_rate: while training; None leaves the transformer's own.
+      query_prefix: text put before every query.
+      document_prefix: text put before every document.
+    """
+
+    init_from: str = ""
+    transformer: TransformerConfig | None = None
+    shared: bool = True
+    pooling: Pooling = "mean"
+    score: Score = "cosine"
+    projection_dim: int | None = None
+    dropout_rate: float | None = None
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """Towers ready to be trained.
+
+    Attributes:
+      towers: the two encoders.
+      tokenizer: of both.
+      params: host weights `{"shared": ...}` or `{"query": ..., "document": ...}`; None where all are drawn.
+      sha256: a hash of the model started from; None where there is none.
+    """
+
+    towers: TowerPair
+    tokenizer: Tokenizer
+    params: dict[str, Params] | None
+    sha256: str | None
+
+
+def start_towers(towers: Towers, max_lengths: tuple[int, int], texts: Iterable[str], seed: int) -> Start:
+    """Opens the model to start from, or trains a tokenizer for a new one.
+
+    Args:
+      towers: what the job asks for.
+      max_lengths: tokens kept of a query and of a document.
+      texts: what a new tokenizer learns from.
+      seed: of weights that a model to start from lacks.
+
+    Raises:
+      DataError: the model is missing or malformed.
+      UsageError: the model does not fit what the job asks for.
+    """
+    if towers.init_from:
+        return _from_model(towers, max_lengths, load_towers(Path(towers.init_from)), seed)
+    if towers.transformer is None:
+        raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
+    tokenizer = Tokenizer.train_wordpiece(texts, towers.transformer.vocab_size)
+    pair = _tower_pair(towers, (towers.transformer, towers.transformer), max_lengths)
+    return Start(towers=pair, tokenizer=tokenizer, params=None, sha256=None)
+
+
+def _from_model(towers: Towers, max_lengths: tuple[int, int], model: LoadedTowers, seed: int) -> Start:
+    if towers.shared and not model.shared:
+        raise UsageError(
+            f"towers.shared=True, but the towers of {towers.init_from} have weights of their own; "
+            "add `--towers.no-shared`"
+        )
+    transformers = (model.query.config.transformer, model.document.config.transformer)
+    for name, length, transformer in zip(("query", "document"), max_lengths, transformers, strict=True):
+        if length > transformer.max_positions:
+            raise UsageError(
+                f"data.{name}_buckets ends at {length} tokens, but the model {towers.init_from} has "
+                f"max_positions={transformer.max_positions}; end it there"
+            )
+    pair = _tower_pair(towers, transformers, max_lengths)
+    return Start(
+        towers=pair,
+        tokenizer=model.document.tokenizer,
+        params=_starting_params(pair, model, towers.init_from, seed),
+        sha256=hashlib.sha256(typed_json.canonical(model.contract)).hexdigest(),
+    )
+
+
+def _starting_params(pair: TowerPair, model: LoadedTowers, source: str, seed: int) -> dict[str, Params]:
+    """The model's weights for one or two towers; a projection that the model lacks is drawn."""
+
+    def of_side(side: Side) -> Params:
+        encoder, wanted = model.encoder(side), pair.config(side).projection_dim
+        got = encoder.config.projection_dim
+        if got == wanted:
+            return encoder.params
+        if got is not None:
+            raise UsageError(f"towers.projection_dim={wanted}, but the model {source} has one of {got} dims; use {got}")
+        name = "projection" if pair.shared else f"{side}/projection"
+        drawn = init_projection(encoder.config.transformer.d_model, wanted, named_key(jax.random.key(seed), name))
+        return {**encoder.params, "projection": jax.tree.map(np.asarray, drawn)}
+
+    return {"shared": of_side("document")} if pair.shared else {side: of_side(side) for side in SIDES}
+
+
+def _tower_pair(
+    towers: Towers, transformers: tuple[TransformerConfig, TransformerConfig], max_lengths: tuple[int, int]
+) -> TowerPair:
+    query, document = (
+        EncoderConfig(
+            transformer=_with_dropout(transformer, towers.dropout_rate),
+            pooling=towers.pooling,
+            normalize=towers.score == "cosine",
+            projection_dim=towers.projection_dim,
+            prefix=prefix,
+            max_length=max_length,
+        )
+        for transformer, prefix, max_length in zip(
+            transformers, (towers.query_prefix, towers.document_prefix), max_lengths, strict=True
+        )
+    )
+    return TowerPair(query=query, document=document, shared=towers.shared, score=towers.score)
+
+
+def _with_dropout(transformer: TransformerConfig, rate: float | None) -> TransformerConfig:
+    return transformer if rate is None else dataclasses.replace(transformer, dropout_rate=rate)
