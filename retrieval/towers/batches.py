@@ -10,7 +10,7 @@ from jaxscale.train.job import TrainingIdentity
 from retrieval.towers.encoder import tokenize
 from retrieval.towers.pairs import PairData, PairSource, PairTable
 from retrieval.towers.start import Start
-from retrieval.towers.tokens import TokenTable
+from retrieval.towers.tokens import TokenRow, TokenTable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,15 @@ def make_batches(
     )
     queries = [source.queries[query_id].text for query_id in table.query_ids]
     # Documents that no batch can hold stay without tokens.
-    passages = {row: source.docs[row].passage for row in table.document_rows()}
-    tokens = dict(
-        zip(passages, tokenize(start.towers.document, start.tokenizer, list(passages.values())).ids, strict=True)
-    )
+    used = table.document_rows()
+    documents: list[TokenRow] = [()] * len(source.docs)
+    passages = [source.docs[row].passage for row in used]
+    for row, ids in zip(used, tokenize(start.towers.document, start.tokenizer, passages).ids, strict=True):
+        documents[row] = ids
     return PairBatches(
         table=table,
         queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
-        documents=TokenTable.of(tokens[row] if row in tokens else () for row in range(len(source.docs))),
+        documents=TokenTable.of(documents),
         schedule=schedule,
         query_buckets=data.query_buckets,
         document_buckets=data.document_buckets,

@@ -83,8 +83,8 @@ class DevSet:
             query_id: {self.document_ids[row]: float(scores[i, row]) for row in best_of_all(scores[i], _NUM_HITS)}
             for i, query_id in enumerate(self.query_ids)
         }
-        means = evaluate(run, self.qrels, MEASURES).means
-        return dict(zip(metric_names(sampled=self.sampled), (means[measure] for measure in MEASURES), strict=True))
+        evaluation = evaluate(run, self.qrels, MEASURES)
+        return dict(zip(metric_names(sampled=self.sampled), map(evaluation.mean, MEASURES), strict=True))
 
 
 def make_dev_set(source: PairSource, data: PairData, start: Start) -> DevSet:

@@ -24,8 +24,8 @@ def encoder_identity(encoder: Encoder, side: Side) -> EncoderIdentity:
 def encoder_sha256(encoder: Encoder) -> str:
     """The SHA-256 of all that an encoder's vectors depend on, rounding aside, as 64 hexadecimal digits.
 
-    Over, in this order: the canonical JSON of `{"config", "tokenizer"}`, then for every leaf of the weights in the order
-    of its path the canonical JSON of `[path, dtype, shape]` and its bytes, little-endian, in C order.
+    Over, in this order: the canonical JSON of `{"config", "tokenizer"}`, then for every leaf of the weights, in the
+    order of their paths, the canonical JSON of `[path, dtype, shape]` and its bytes, little-endian, in C order.
     """
     digest = hashlib.sha256(
         typed_json.canonical({"config": encoder.config, "tokenizer": encoder.tokenizer.fingerprint})

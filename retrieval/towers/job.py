@@ -52,7 +52,7 @@ class DualTowerJob:
             raise UsageError(f"operation.best.metric={best.metric!r} must be one of {', '.join(names)}")
 
     def starting_from(self, path: str) -> Self:
-        """This job with the transformer, tokenizer and weights of the folder at `path` to start from."""
+        """The job with the transformer, tokenizer and weights of the folder at `path` to start from."""
         return dataclasses.replace(self, towers=dataclasses.replace(self.towers, init_from=path, transformer=None))
 
     def objective(self) -> DualTowerObjective:
@@ -81,7 +81,7 @@ class DualTowerJob:
         return objective.starting_from(start.params)
 
     def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:
-        """This job without `operation`, with hashes of what lies at its paths in their place."""
+        """The job without `operation`, with hashes of what lies at its paths in their place."""
         data = typed_json.encode(self.data)
         del data["folder"]
         data["corpus"] = source.sha256
@@ -126,8 +126,8 @@ class DualTowerJob:
         microbatch = self.training.global_batch_size // self.training.grad_accum
         if microbatch == 1 and self.data.num_hard_negatives == 0:
             raise UsageError(
-                f"global_batch_size={self.training.global_batch_size} with grad_accum={self.training.grad_accum} leaves "
-                "1 pair in a microbatch, which has no negatives; use at least 2 pairs, or hard negatives"
+                f"global_batch_size={self.training.global_batch_size} with grad_accum={self.training.grad_accum} "
+                "leaves 1 pair in a microbatch, which has no negatives; use at least 2 pairs, or hard negatives"
             )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from jaxscale.errors import DataError, UsageError
 from jaxscale.interop.huggingface import import_bert
@@ -34,7 +35,7 @@ class EncoderOverrides:
     query_prefix: str | None = None
     document_prefix: str | None = None
 
-    def given(self) -> dict[str, object]:
+    def given(self) -> dict[str, Any]:
         """The fields that are not None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value is not None}

@@ -54,7 +54,7 @@ class DualTowerObjective:
         return params
 
     def starting_from(self, towers: dict[str, Params] | None) -> Self:
-        """This objective with host weights for its towers to start from; None: `init_params` draws them."""
+        """The objective with host weights for its towers to start from; None: `init_params` draws them."""
         if towers is None:
             return self
         params: Params = {"towers": towers}

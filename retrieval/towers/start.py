@@ -117,7 +117,7 @@ def _starting_params(pair: TowerPair, model: LoadedTowers, source: str, seed: in
         got = encoder.config.projection_dim
         if got == wanted:
             return encoder.params
-        if got is not None:
+        if got is not None or wanted is None:
             raise UsageError(f"towers.projection_dim={wanted}, but the model {source} has one of {got} dims; use {got}")
         name = "projection" if pair.shared else f"{side}/projection"
         drawn = init_projection(encoder.config.transformer.d_model, wanted, named_key(jax.random.key(seed), name))

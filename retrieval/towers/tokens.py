@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
+TokenRow = Sequence[int] | Int[np.ndarray, "_"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenTable:
@@ -20,7 +22,7 @@ class TokenTable:
     offsets: Int[np.ndarray, "N_plus_1"]
 
     @classmethod
-    def of(cls, texts_ids: Iterable[Sequence[int]]) -> "TokenTable":
+    def of(cls, texts_ids: Iterable[TokenRow]) -> "TokenTable":
         """Packs the ids of each text.
 
         >>> TokenTable.of([[5, 6], [7]]).rows(np.array([1, 0]))
