@@ -56,8 +56,8 @@ class Command:
         rows = {name: self._row(name, ours, other) for name in ours.per_query}
         self._print(rows)
         print(
-            f"{len(ours.query_ids)} judged queries; {ours.num_missing} of them missing from the run and counted as zero; "
-            f"{ours.num_not_judged} queries of the run not judged and left out"
+            f"{len(ours.query_ids)} judged queries; {ours.num_missing} of them missing from the run and counted as "
+            f"zero; {ours.num_not_judged} queries of the run not judged and left out"
         )
         return {
             "run": str(self.run_file),
