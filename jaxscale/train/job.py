@@ -108,7 +108,7 @@ class Job(Protocol):
         ...
 
     def starting_from(self, path: str) -> Self:
-        """This job with the parameters (and whatever belongs to them) of the folder at `path` to start from.
+        """The same job, starting from the parameters (and whatever belongs to them) of the folder at `path`.
 
         Args:
           path: a model folder, as `Objective.export` writes it; of a run folder, its `model/`.

@@ -1,0 +1,309 @@
+"""The host loop: batches in, steps dispatched, metrics out, checkpoints between; every decision at a step boundary.
+
+What happens at the boundary after step n depends on n, on what the last checkpoint said and on the job, never on what
+happened in this process before: so a run killed anywhere and started again does what the unbroken one does.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxscale import typed_json
+from jaxscale.errors import DivergedError, UsageError
+from jaxscale.mesh import mesh_from_text
+from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter
+from jaxscale.store import disk
+from jaxscale.store.checkpoints import Checkpoints
+from jaxscale.train import compile_cache
+from jaxscale.train.job import BestConfig, Operation, TrainingIdentity
+from jaxscale.train.objective import Objective
+from jaxscale.train.placement import place
+from jaxscale.train.prefetch import Prefetcher
+from jaxscale.train.programs import StepPrograms
+from jaxscale.train.resume import Best, Fork, Progress
+from jaxscale.train.run_folder import RunFolder
+from jaxscale.train.signals import StopSignals
+from jaxscale.train.start import Setup, begin, restore
+from jaxscale.train.state import State, host_value, state_hash
+from jaxscale.train.step import Metrics, make_step
+
+# Steps dispatched ahead of the one whose metrics are read: enough to keep the devices busy.
+_MAX_STEPS_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run has come to; also the values of its `finished` event."""
+
+    step: int
+    # SHA-256 of the final state: parameters, optimizer state, counters.
+    state_hash: str
+    # The dev metric that chose the exported parameters; None: they are the final ones.
+    best: Best | None
+    # Where the model is.
+    model: str
+    # False where the run was finished already and nothing was done.
+    trained: bool
+
+
+def train(
+    objective: Objective,
+    identity: TrainingIdentity,
+    operation: Operation,
+    out: Path,
+    *,
+    fork: Fork | None = None,
+    stop: StopSignals | None = None,
+) -> TrainResult:
+    """Trains in a run folder until the job's last step, from where the folder's last checkpoint left off.
+
+    Args:
+      objective: what is trained.
+      identity: what the run is, as far as the loop uses it.
+      operation: how it is operated.
+      out: the run folder; made where there is none.
+      fork: the run whose state a new run begins with.
+      stop: the caller's signals, where it caught them before; else they are caught from here on.
+
+    Returns:
+      What the run has come to.
+
+    Raises:
+      Preempted: SIGTERM came; the state is saved.
+      Interrupted: Ctrl-C came; the state is saved.
+      DivergedError: too many steps in a row were not finite.
+      UsageError: the folder belongs to another job, or the job does not fit the mesh.
+      MachineError: the folder is in use, or the disk is too small.
+    """
+    with contextlib.ExitStack() as stack:
+        stop = stop if stop is not None else stack.enter_context(StopSignals())
+        with stop.hold(_nothing_to_save):
+            folder = stack.enter_context(RunFolder(out))
+            job, job_changes = folder.claim(objective.identity, operation, fork)
+            done = folder.finished(identity.num_steps)
+            if done is not None:
+                return _finished_already(folder, done)
+            compile_cache.enable(operation.compile_cache)
+            setup = Setup(
+                objective=objective,
+                identity=identity,
+                operation=operation,
+                placement=place(objective, identity, objective.batch(0), mesh_from_text(operation.mesh)),
+                folder=folder,
+                checkpoints=Checkpoints(
+                    folder.checkpoints, keep_last=operation.keep_last, keep_every=operation.keep_every_steps
+                ),
+                job=job,
+                job_changes=job_changes,
+            )
+            stack.callback(setup.checkpoints.wait)
+            state, progress = begin(setup)
+        writer = stack.enter_context(
+            MetricsWriter(folder.path, num_steps=identity.num_steps, tensorboard=operation.tensorboard)
+        )
+        writer.truncate_after(progress.step)
+        return _Loop(setup, state, progress, writer, stop).run()
+
+
+class _Loop:
+    """The moving parts of a run: its state, its progress, and the metrics still on their way from the devices."""
+
+    def __init__(
+        self, setup: Setup, state: State, progress: Progress, writer: MetricsWriter, stop: StopSignals
+    ) -> None:
+        self._setup, self._writer, self._stop = setup, writer, stop
+        self._state, self._progress = state, progress
+        self._saved_step = setup.checkpoints.latest()
+        self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self._last_row = (progress.step, time.monotonic())
+        self._programs = StepPrograms(
+            make_step(setup.objective, setup.identity),
+            state_shardings=setup.placement.state_shardings,
+            batch_sharding=setup.placement.batch_sharding,
+            metrics_sharding=setup.placement.metrics_sharding,
+        )
+
+    def run(self) -> TrainResult:
+        num_steps = self._setup.identity.num_steps
+        batches = Prefetcher(
+            self._setup.objective.batch, self._setup.placement.put_batch, start=self._progress.step, stop=num_steps
+        )
+        with batches:
+            self._boundary()
+            while self._progress.step < num_steps:
+                self._step(batches)
+                self._boundary()
+        return self._finish()
+
+    def _step(self, batches: Prefetcher) -> None:
+        """Dispatches one step; none where the process is asked to stop before its batch is there."""
+        batch = batches.get(self._progress.step, lambda: self._stop.requested)
+        if batch is None:
+            return
+        if not self._programs.has(batch):
+            self._read_metrics(leave=0)
+            with self._stop.hold(self._save_held):
+                compile_s = self._programs.compile(self._state, batch)
+            shapes = {name: str(leaf.shape) for name, leaf in batch.items()}
+            self._setup.folder.events.write("compiled", step=self._progress.step, compile_s=compile_s, shapes=shapes)
+            if self._stop.requested:
+                return
+        self._state, metrics = self._programs.run(self._state, batch)
+        self._progress = dataclasses.replace(self._progress, step=self._progress.step + 1)
+        self._pending.append((self._progress.step, metrics))
+        self._read_metrics(leave=_MAX_STEPS_IN_FLIGHT)
+
+    def _boundary(self) -> None:
+        """Between two steps: stops where asked to, computes the dev metric and saves where due."""
+        self._stop_if_asked()
+        if self._evaluation_due():
+            self._evaluate()
+            self._stop_if_asked()
+        if self._save_due():
+            self._save()
+
+    def _evaluation_due(self) -> bool:
+        step, every = self._progress.step, self._setup.operation.eval_every_steps
+        if self._progress.last_evaluated == step:
+            return False
+        # Before the first step too: what training has to beat, and a misspelt metric is found at once.
+        return step == self._setup.identity.num_steps or (every is not None and step % every == 0)
+
+    def _save_due(self) -> bool:
+        step, best = self._progress.step, self._progress.best
+        if self._saved_step == step:
+            return False
+        forked = self._setup.job.forked_from is not None and self._saved_step is None
+        every = step > 0 and step % self._setup.operation.checkpoint_every_steps == 0
+        is_best = best is not None and best.step == step
+        return forked or every or is_best or step == self._setup.identity.num_steps
+
+    def _evaluate(self) -> None:
+        self._read_metrics(leave=0)
+        step, started = self._progress.step, time.monotonic()
+        with self._stop.hold(self._save_held):
+            metrics = self._setup.objective.evaluate(self._state["params"], self._setup.placement.mesh)
+        best = _better(self._setup.operation.best, self._progress.best, step, metrics)
+        self._progress = dataclasses.replace(self._progress, last_evaluated=step, best=best)
+        if metrics:
+            self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()})
+            self._setup.folder.events.write(
+                "evaluated", step=step, metrics=metrics, best=best, evaluate_s=round(time.monotonic() - started, 3)
+            )
+        self._last_row = (step, time.monotonic())
+
+    def _save(self) -> None:
+        """Starts a save; the next one, or the end, waits until it is committed."""
+        self._read_metrics(leave=0)
+        disk.fsync(self._setup.folder.path / METRICS_FILE)
+        self._setup.checkpoints.save_async(self._progress.step, self._state, self._progress.to_json())
+        self._saved_step = self._progress.step
+
+    def _save_now(self) -> int:
+        """Has the state of this boundary on disk when it returns; returns its step."""
+        step = self._progress.step
+        # Before the first step there is nothing that the same command would not make again.
+        if step > 0 and self._saved_step != step:
+            self._save()
+        self._setup.checkpoints.wait()
+        return step
+
+    def _save_held(self) -> str:
+        """For a main thread that is held up: called from the thread that watches the signals."""
+        step = self._save_now()
+        self._setup.folder.events.write("stopped", step=step, reason=self._stop.reason)
+        self._writer.close()
+        return _saved(step)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.requested:
+            step = self._save_now()
+            self._setup.folder.events.write("stopped", step=step, reason=self._stop.reason)
+            raise self._stop.error(_saved(step))
+
+    def _read_metrics(self, leave: int) -> None:
+        """Reads the metrics of dispatched steps, oldest first, until `leave` of them are left."""
+        while len(self._pending) > leave:
+            step, metrics = self._pending.popleft()
+            self._take_metrics(step, {name: value.item() for name, value in jax.device_get(metrics).items()})
+
+    def _take_metrics(self, step: int, values: dict[str, Any]) -> None:
+        in_a_row, limit = values["num_skipped_in_a_row"], self._setup.identity.max_skipped_in_a_row
+        if in_a_row:
+            shown = {name: str(values[name]) for name in ("loss", "grad_norm")}
+            self._setup.folder.events.write("skipped", step=step, in_a_row=in_a_row, **shown)
+        if in_a_row >= limit:
+            self._setup.folder.events.write("diverged", step=step)
+            raise DivergedError(
+                f"step {step}: the loss or its gradient was not finite {in_a_row} steps in a row "
+                f"(max_skipped_in_a_row={limit}); the last good state is the checkpoint of step {self._saved_step}; "
+                "use a smaller learning rate or a longer warm-up"
+            )
+        if step == 1 or step % self._setup.operation.log_every_steps == 0:
+            last_step, last_time = self._last_row
+            self._last_row = (step, time.monotonic())
+            steps_per_s = (step - last_step) / max(self._last_row[1] - last_time, 1e-9)
+            examples_per_s = steps_per_s * self._setup.identity.global_batch_size
+            self._writer.write(step, {**values, "examples_per_s": round(examples_per_s, 2)})
+        else:
+            self._writer.advance(step)
+
+    def _finish(self) -> TrainResult:
+        folder, best = self._setup.folder, self._progress.best
+        with self._stop.hold(_nothing_to_save):
+            self._setup.checkpoints.wait()
+            params = self._state["params"]
+            final = state_hash(self._state)
+            if best is not None and best.step != self._progress.step:
+                params = restore(self._setup.checkpoints, best.step, self._setup.placement)[0]["params"]
+            self._setup.objective.export(jax.tree.map(host_value, params), folder.model)
+            folder.events.write("finished", step=self._progress.step, state_hash=final, best=best)
+        return TrainResult(step=self._progress.step, state_hash=final, best=best, model=str(folder.model), trained=True)
+
+
+def _better(config: BestConfig | None, old: Best | None, step: int, metrics: dict[str, float]) -> Best | None:
+    """The best so far after an evaluation; a tie stays with the earlier step, and NaN is never the best.
+
+    Raises:
+      UsageError: the evaluation has no metric of the name that the job goes by.
+    """
+    if config is None:
+        return None
+    if config.metric not in metrics:
+        known = ", ".join(sorted(metrics)) or "none: the objective has no dev data"
+        raise UsageError(f"best.metric={config.metric!r}: the evaluation has no such metric; it has {known}")
+    value = float(metrics[config.metric])
+    if math.isnan(value):
+        return old
+    # A best by another metric can't be compared with.
+    if old is None or (old.metric, old.mode) != (config.metric, config.mode):
+        return Best(step=step, metric=config.metric, mode=config.mode, value=value)
+    improved = value > old.value if config.mode == "max" else value < old.value
+    return dataclasses.replace(old, step=step, value=value) if improved else old
+
+
+def _finished_already(folder: RunFolder, done: dict[str, Any]) -> TrainResult:
+    print(
+        f"{folder.path}: this run finished at step {done['step']}; nothing to do. "
+        "A larger --training.num-steps makes it longer",
+        file=sys.stderr,
+    )
+    best = None if done["best"] is None else typed_json.decode(Best, done["best"], f"{folder.path}: event finished")
+    return TrainResult(
+        step=done["step"], state_hash=done["state_hash"], best=best, model=str(folder.model), trained=False
+    )
+
+
+def _nothing_to_save() -> str:
+    return "nothing was lost: all there is so far is on disk"
+
+
+def _saved(step: int) -> str:
+    return f"the state of step {step} is saved" if step else "training had not begun, so there was nothing to save"

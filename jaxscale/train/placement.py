@@ -1,0 +1,72 @@
+"""Where a run's arrays live: the plan of its step, applied to the state, the batches and the metrics."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxscale.errors import UsageError
+from jaxscale.sharding.plan import batch_axes, batch_sharded, replicated
+from jaxscale.train.job import TrainingIdentity
+from jaxscale.train.objective import Objective
+from jaxscale.train.randomness import named_key
+from jaxscale.train.state import State, new_state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Shapes and shardings of everything that a step reads and writes."""
+
+    mesh: Mesh
+    # jax.ShapeDtypeStruct leaves.
+    state: State
+    state_shardings: Any
+    batch_sharding: NamedSharding
+    metrics_sharding: NamedSharding
+
+    def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A host batch on the mesh, each device with its examples."""
+        return {name: jax.device_put(leaf, self.batch_sharding) for name, leaf in batch.items()}
+
+
+def place(objective: Objective, identity: TrainingIdentity, batch: Mapping[str, np.ndarray], mesh: Mesh) -> Placement:
+    """Plans a run on a mesh; nothing is computed but shapes.
+
+    Args:
+      objective: what is trained.
+      identity: its batch and optimizer.
+      batch: any of its batches, for names, shapes and dtypes.
+      mesh: where it runs.
+
+    Raises:
+      UsageError: the batch can't be cut as grad_accum and the mesh ask.
+    """
+    _check_batch(batch, identity, mesh)
+    optimizer = identity.optimizer.transformation()
+    state = jax.eval_shape(lambda: new_state(objective.init_params(named_key(identity.seed, "params")), optimizer))
+    whole = replicated(mesh)
+    return Placement(
+        mesh=mesh,
+        state=state,
+        state_shardings=jax.tree.map(lambda _: whole, state),
+        batch_sharding=batch_sharded(mesh),
+        metrics_sharding=whole,
+    )
+
+
+def _check_batch(batch: Mapping[str, np.ndarray], identity: TrainingIdentity, mesh: Mesh) -> None:
+    size = identity.global_batch_size
+    for name, leaf in batch.items():
+        if leaf.shape[:1] != (size,):
+            raise UsageError(
+                f"batch leaf {name!r} has shape {leaf.shape}; expected global_batch_size={size} as first dim"
+            )
+    axes = batch_axes(mesh)
+    ways = int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64)) * identity.grad_accum
+    if size % ways:
+        product = "*".join([*axes, "grad_accum"])
+        near = " or ".join(str(n) for n in (size // ways * ways, (size // ways + 1) * ways) if n)
+        raise UsageError(f"global_batch_size={size} must be divisible by {product}={ways}; use {near}")

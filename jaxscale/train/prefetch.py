@@ -1,0 +1,89 @@
+"""Batches made ahead of the loop in one background thread; a loader that fails raises in the loop, never hangs it."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+_POLL_S = 0.1
+
+
+class Prefetcher:
+    """Makes and places the batches of `[start, stop)`, `depth` of them ahead.
+
+    Args:
+      make: the host batch of a step.
+      place: puts a host batch on the mesh.
+      start: the first step.
+      stop: the step after the last.
+      depth: batches waiting at most.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Mapping[str, np.ndarray]],
+        place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+        *,
+        start: int,
+        stop: int,
+        depth: int = 2,
+    ) -> None:
+        self._make, self._place = make, place
+        self._steps = range(start, stop)
+        self._ready: queue.Queue[tuple[int, Any]] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+
+    def get(self, step: int, give_up: Callable[[], bool]) -> dict[str, jax.Array] | None:
+        """The batch of `step`; steps are asked for in their order.
+
+        Args:
+          step: the next step.
+          give_up: asked while waiting; the wait ends with None once it is true.
+
+        Raises:
+          BaseException: whatever making the batch raised.
+        """
+        while not give_up():
+            try:
+                made, batch = self._ready.get(timeout=_POLL_S)
+            except queue.Empty:
+                if self._thread.is_alive() or not self._ready.empty():
+                    continue
+                raise self._error or RuntimeError(f"the loader ended before step {step}") from None
+            if made != step:
+                raise RuntimeError(f"the loader made batch {made} where {step} was asked for")
+            return batch
+        return None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        # A loader stuck in its own code is left behind: its thread does not keep the process alive.
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        try:
+            for step in self._steps:
+                self._put((step, self._place(self._make(step))))
+                if self._closed.is_set():
+                    return
+        except BaseException as error:
+            self._error = error
+
+    def _put(self, item: tuple[int, Any]) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._ready.put(item, timeout=_POLL_S)
+            except queue.Full:
+                continue

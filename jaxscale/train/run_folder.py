@@ -1,0 +1,190 @@
+"""A run folder: claimed for one job and one process. Its format is in docs/formats/run-folder.md."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from jaxscale import typed_json
+from jaxscale.errors import DataError, UsageError
+from jaxscale.store import disk
+from jaxscale.store.checkpoints import Checkpoints
+from jaxscale.store.lock import WriterLock
+from jaxscale.train.events import EventLog, read_events
+from jaxscale.train.resume import Change, Fork, changes, check_identity
+
+JOB_FILE = "job.json"
+CHECKPOINTS = "checkpoints"
+_FORMAT, _VERSION = "jaxscale.run", 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The checkpoint of another run that this one was forked from."""
+
+    run: str
+    step: int
+    identity_sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobFile:
+    """What job.json holds."""
+
+    format: str
+    version: int
+    identity: dict[str, Any]
+    identity_sha256: str
+    operation: dict[str, Any]
+    forked_from: Origin | None
+
+
+class RunFolder:
+    """The folder of one run, locked against every other process until it is closed.
+
+    Args:
+      path: the folder; made where there is none.
+
+    Raises:
+      MachineError: a live process writes there.
+      UsageError: something is there that is no run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._check_place()
+        disk.make_directories(self.path.parent)
+        self._lock = WriterLock(self.path)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._lock.release)
+            self._check_place()
+            disk.make_directories(self.path)
+            on_error.pop_all()
+        self.events = EventLog(self.path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def model(self) -> Path:
+        """Where the exported model is."""
+        return self.path / "model"
+
+    def claim(self, identity: dict[str, Any], operation: Any, fork: Fork | None) -> tuple[JobFile, list[Change]]:
+        """Writes job.json, or checks that the one there is of the same job.
+
+        Args:
+          identity: what the run is.
+          operation: how it is operated from now on.
+          fork: the run whose state this one begins with.
+
+        Returns:
+          The job, and what changed since the last start: a longer run, and fields of the operation.
+
+        Raises:
+          UsageError: the folder belongs to another job, or the run to fork from has no such checkpoint.
+        """
+        operation = typed_json.encode(operation)
+        found: list[Change] = []
+        if not (self.path / JOB_FILE).exists():
+            forked_from = _origin(fork) if fork else None
+        else:
+            old = read_job(self.path)
+            extended = check_identity(self.path, old.identity, identity)
+            found = [extended] if extended else []
+            found += [dataclasses.replace(c, field=f"operation.{c.field}") for c in changes(old.operation, operation)]
+            _check_origin(self.path, old.forked_from, fork)
+            forked_from = old.forked_from
+        job = JobFile(
+            format=_FORMAT,
+            version=_VERSION,
+            identity=identity,
+            identity_sha256=typed_json.fingerprint(identity),
+            operation=operation,
+            forked_from=forked_from,
+        )
+        self.write_json(JOB_FILE, job)
+        return job, found
+
+    def finished(self, num_steps: int) -> dict[str, Any] | None:
+        """The event with which the run finished all of its steps and exported its model, or None."""
+        done = [e for e in read_events(self.path) if e["event"] == "finished" and e["step"] == num_steps]
+        return done[-1] if done and self.model.exists() else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a file of the folder as a whole: after a kill the old or the new one is there."""
+        draft = self.path / f".{name}.tmp"
+        with draft.open("wb") as file:
+            file.write(json.dumps(typed_json.encode(value), indent=2, sort_keys=True, ensure_ascii=False).encode())
+            file.write(b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path / name)
+        disk.fsync(self.path)
+
+    def close(self) -> None:
+        """Gives the folder to whoever comes next."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_place(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--out {self.path} is a file; name a folder")
+        if not self.path.is_dir() or (self.path / JOB_FILE).is_file():
+            return
+        others = sorted(p.name for p in self.path.iterdir() if p.name != f".{JOB_FILE}.tmp")
+        if others:
+            raise UsageError(
+                f"--out {self.path} is not a run folder (it has no {JOB_FILE}) and is not empty "
+                f"({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}); name a new folder"
+            )
+
+
+def read_job(run: Path) -> JobFile:
+    """What the job.json of a run folder holds.
+
+    Raises:
+      DataError: it is missing, malformed, or not what its own hash says.
+    """
+    path = run / JOB_FILE
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    job = typed_json.decode(JobFile, values, str(path))
+    if (job.format, job.version) != (_FORMAT, _VERSION):
+        raise DataError(f"{path}: got {job.format} version {job.version}, expected {_FORMAT} version {_VERSION}")
+    if job.identity_sha256 != typed_json.fingerprint(job.identity):
+        raise DataError(f"{path}: the identity was changed by hand: its hash is not {job.identity_sha256}")
+    return job
+
+
+def _origin(fork: Fork) -> Origin:
+    steps = Checkpoints(fork.run / CHECKPOINTS).steps()
+    step = fork.step if fork.step is not None else max(steps, default=None)
+    if step is None or step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--fork-from {fork.run}: there is no checkpoint of step {step}; there are: {known}")
+    return Origin(run=str(fork.run.absolute()), step=step, identity_sha256=read_job(fork.run).identity_sha256)
+
+
+def _check_origin(run: Path, old: Origin | None, fork: Fork | None) -> None:
+    """The same command names the same fork again; naming another one is refused, naming none is not."""
+    if fork is None:
+        return
+    given = read_job(fork.run).identity_sha256
+    if old is None or old.identity_sha256 != given or fork.step not in (None, old.step):
+        was = f"forked from {old.run}@{old.step}" if old else "begun without --fork-from"
+        raise UsageError(f"{run} was {was}; use another --out, or leave --fork-from out to go on with it")

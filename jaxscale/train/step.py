@@ -1,0 +1,93 @@
+"""The training step, a pure function: loss, gradient, clip, update; skipped where anything is not finite."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxscale.train.job import TrainingIdentity
+from jaxscale.train.objective import Objective, Params
+from jaxscale.train.randomness import step_key
+from jaxscale.train.state import State
+
+LossFn = Callable[[Params, Mapping[str, jax.Array], PRNGKeyArray], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Metrics = dict[str, jax.Array]
+
+
+def make_step(
+    objective: Objective, identity: TrainingIdentity
+) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, Metrics]]:
+    """The step `(state, batch) -> (state, metrics)` of an objective.
+
+    Metrics are scalars: `loss`, the objective's own, `grad_norm` (before clipping), `learning_rate`, and the counters
+    `num_skipped` and `num_skipped_in_a_row`. A step whose loss or gradient is not finite leaves the parameters and the
+    optimizer state as they were and is counted; the step number goes on, so that the data does.
+    """
+    optimizer = identity.optimizer.transformation()
+
+    def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
+        key = step_key(identity.seed, "loss", state["step"])
+        (loss, extra), grads = accumulated_gradient(objective.loss, identity.grad_accum, state["params"], batch, key)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        grads = _clip(grads, grad_norm, identity.optimizer.max_grad_norm)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        updated = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        kept = {"params": state["params"], "opt_state": state["opt_state"]}
+        skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
+        new: State = {
+            **jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, kept),
+            "step": state["step"] + 1,
+            "num_skipped": state["num_skipped"] + skipped,
+            "num_skipped_in_a_row": (state["num_skipped_in_a_row"] + 1) * skipped,
+        }
+        learning_rate = identity.optimizer.schedule.learning_rate(state["step"] - state["num_skipped"])
+        counters = {name: new[name] for name in ("num_skipped", "num_skipped_in_a_row")}
+        return new, {"loss": loss, **extra, "grad_norm": grad_norm, "learning_rate": learning_rate, **counters}
+
+    return step
+
+
+def accumulated_gradient(
+    loss_fn: LossFn, grad_accum: int, params: Params, batch: Mapping[str, jax.Array], key: PRNGKeyArray
+) -> tuple[tuple[Float[Array, ""], dict[str, Float[Array, ""]]], Params]:
+    """Loss, the objective's metrics and the gradient, each the mean over `grad_accum` microbatches, in float32.
+
+    Microbatch i holds the examples i, i + grad_accum, ...: a device that has a run of the batch has an equal run of
+    every microbatch, so that cutting moves nothing between devices.
+
+    Args:
+      loss_fn: the mean loss of a batch, and its metrics.
+      grad_accum: number of microbatches.
+      params: parameters.
+      batch: leaves [B, ...], B divisible by `grad_accum`.
+      key: of the step; each microbatch's has its number folded in.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if grad_accum == 1:
+        return value_and_grad(params, batch, key)
+    microbatches = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // grad_accum, grad_accum, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+    )
+
+    def add(total: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        number, microbatch = numbered
+        result = value_and_grad(params, microbatch, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, total, result), None
+
+    shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], microbatches), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    numbers = jnp.arange(grad_accum, dtype=jnp.uint32)
+    total, _ = jax.lax.scan(add, zeros, (numbers, microbatches))
+    return jax.tree.map(lambda x: x / jnp.asarray(grad_accum, x.dtype), total)
+
+
+def _clip(grads: Params, norm: Float[Array, ""], max_norm: float | None) -> Params:
+    if max_norm is None:
+        return grads
+    # 1 exactly where the norm is short enough, so that such a gradient is left as it is, bit for bit.
+    scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
