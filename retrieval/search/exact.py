@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int, Int64
 
 from jaxscale.errors import DataError, UsageError
 from jaxscale.sharding.plan import replicated, row_sharded
-from retrieval.search.topk import TopK, ranked, require_positive_k
+from retrieval.search.topk import TopK, inner_products, ranked, require_positive_k
 
 # Candidates beyond k, so that near-ties at the border seldom need a second round.
 _SPARE_CANDIDATES = 16
@@ -25,7 +25,6 @@ _GROWTH = 8
 # Queries go through in blocks of these sizes only, so that few programs are compiled.
 _QUERY_BLOCKS = (1, 16, 256)
 _DEVICE_SCORES_BYTES = 64 * 2**20
-_HOST_PRODUCTS_BYTES = 64 * 2**20
 
 _Nominate = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -103,7 +102,7 @@ class ExactSearcher:
         for block in self._blocks(pending):
             nominated, bounds = self._nominated(nominate, queries[block])
             for query, candidates, bound in zip(block, nominated, bounds, strict=True):
-                true_scores = _float64_scores(queries[query], self._vectors, candidates)
+                true_scores = inner_products(queries[query], self._vectors, candidates)
                 kept = ranked(candidates, true_scores.astype(np.float32), num_hits)
                 rows[query], scores[query] = candidates[kept], true_scores[kept].astype(np.float32)
                 error = _score_error(queries[query], self._largest_norm)
@@ -166,16 +165,6 @@ def _nominator(mesh: Mesh, num_rows: int, num_candidates: int) -> _Nominate:
     # Every device gathers the same candidates and merges them alike, which the checker can't see.
     island = jax.shard_map(nominate, mesh=mesh, in_specs=(whole, by_row), out_specs=(whole, whole), check_vma=False)
     return jax.jit(island)
-
-
-def _float64_scores(
-    query: Float32[np.ndarray, "E"], vectors: Float32[np.ndarray, "N E"], rows: Int64[np.ndarray, "K"]
-) -> Float[np.ndarray, "K"]:
-    """Inner products of one query with some rows, summed in float64; equal rows get equal bits."""
-    step = max(1, _HOST_PRODUCTS_BYTES // (8 * query.shape[0]))
-    blocks = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
-    wide = query.astype(np.float64)
-    return np.concatenate([(vectors[block] * wide).sum(axis=-1) for block in blocks])
 
 
 def _score_error(query: Float32[np.ndarray, "E"], largest_norm: float) -> float:

@@ -1,13 +1,14 @@
-"""What every search returns, and the one order that all of them keep: by score, and inside a tie by row."""
+"""What every search returns, the one order that all of them keep (by score, inside a tie by row), and true scores."""
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from jaxscale.errors import UsageError
 
 NO_ROW = -1
+_PRODUCTS_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,19 @@ def best_of_all(scores: Float32[np.ndarray, "N"], k: int) -> Int64[np.ndarray, "
     kth = np.partition(scores, num_rows - k)[num_rows - k]
     candidates = np.flatnonzero(scores >= kth)
     return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+
+
+def inner_products(
+    query: Float32[np.ndarray, "E"], vectors: Float32[np.ndarray, "N E"], rows: Int64[np.ndarray, "K"]
+) -> Float64[np.ndarray, "K"]:
+    """Inner products of one query with some rows, summed in float64; equal rows get equal bits.
+
+    The product of two float32 is exact in float64, so that only the sum rounds, about 1e-16 of it.
+    """
+    step = max(1, _PRODUCTS_BYTES // (8 * query.shape[0]))
+    blocks = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
+    wide = query.astype(np.float64)
+    return np.concatenate([np.zeros(0), *((vectors[block] * wide).sum(axis=-1) for block in blocks)])
 
 
 def require_positive_k(k: int) -> None:

@@ -1,0 +1,1 @@
+"""Indexes: built by faiss, kept by the durable layer, each with its measured recall."""
