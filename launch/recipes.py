@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,12 @@ def _from_file(name: str) -> Recipe:
     path, _, function = name.partition(":")
     if not Path(path).is_file():
         raise UsageError(f"recipe {name!r}: there is no file {path!r}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"recipe {name!r}: {path!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their own module up, for annotations and for the comments that become help.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     recipe = getattr(module, function, None)
     if not callable(recipe):

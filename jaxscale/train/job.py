@@ -11,18 +11,25 @@ from jaxscale.train.optimizer import AdamWConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingIdentity:
-    """The part of every job's identity that the loop itself uses; a resumed run must have the same."""
+    """The part of every job's identity that the loop itself uses; a resumed run must have the same.
+
+    Attributes:
+      seed: of parameters, data order and dropout; below 2**32.
+      num_steps: the length of the run; the only field of an identity that may change on resume, and only upwards.
+      global_batch_size: examples per step, over all devices.
+      grad_accum: microbatches per step; their mean gradient is the step's gradient.
+      optimizer: AdamW and its schedule.
+      compute_dtype: of activations; parameters, gradients and optimizer state are float32 always.
+      max_skipped_in_a_row: steps in a row with a non-finite loss or gradient after which the run has diverged; fewer
+        are skipped.
+    """
 
     seed: int = 0
-    # The only field of an identity that may change on resume, and only upwards.
     num_steps: int = 1000
     global_batch_size: int = 64
-    # Microbatches per step; their mean gradient is the step's gradient.
     grad_accum: int = 1
     optimizer: AdamWConfig
-    # Of activations; parameters, gradients and optimizer state are float32 always.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    # Steps in a row with a non-finite loss or gradient after which the run has diverged; fewer are skipped.
     max_skipped_in_a_row: int = 10
 
     def __post_init__(self) -> None:
@@ -44,33 +51,31 @@ class TrainingIdentity:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BestConfig:
-    """Which dev metric chooses the exported checkpoint."""
-
-    # A name that the objective's `evaluate` returns.
-    metric: str
-    mode: Literal["max", "min"] = "max"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """How a run is operated: all may change on resume, and none changes what is computed (a mesh only rounds it)."""
+    """How a run is operated: all may change on resume, and none changes what is computed (a mesh only rounds it).
 
-    # As in `fsdp=4,tensor=2`; empty: all devices on `data`.
+    Attributes:
+      mesh: as in `fsdp=4,tensor=2`; empty for all devices on `data`.
+      checkpoint_every_steps: steps between checkpoints.
+      keep_last: the newest checkpoints kept, besides the best one.
+      keep_every_steps: checkpoints at multiples of this step are kept for ever; None for none.
+      log_every_steps: steps between rows of metrics.
+      eval_every_steps: the dev metric is computed at multiples of this step, 0 included; None for at the end only.
+      best_metric: the dev metric that chooses the exported checkpoint; empty for the last checkpoint.
+      best_mode: whether a higher or a lower value of it is better.
+      compile_cache: a folder for compiled programs, `auto` (in the user's cache folder) or `off`.
+      tensorboard: whether TensorBoard files are written too; needs the extra `tensorboard`.
+    """
+
     mesh: str = ""
     checkpoint_every_steps: int = 500
-    # The newest checkpoints kept, besides the best one.
     keep_last: int = 2
-    # Checkpoints at multiples of this step are kept for ever; None: none is.
     keep_every_steps: int | None = None
     log_every_steps: int = 10
-    # The dev metric is computed at multiples of this step and at the end; None: at the end only.
     eval_every_steps: int | None = None
-    # Keep and export the best checkpoint by this metric; None: export the last one.
-    best: BestConfig | None = None
-    # A folder, "auto" (in the user's cache folder) or "off".
+    best_metric: str = ""
+    best_mode: Literal["max", "min"] = "max"
     compile_cache: str = "auto"
-    # Also write TensorBoard files; needs the extra `tensorboard`.
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

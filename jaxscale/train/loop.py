@@ -22,7 +22,7 @@ from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter
 from jaxscale.store import disk
 from jaxscale.store.checkpoints import Checkpoints
 from jaxscale.train import compile_cache
-from jaxscale.train.job import BestConfig, Operation, TrainingIdentity
+from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.objective import Objective
 from jaxscale.train.placement import place
 from jaxscale.train.prefetch import Prefetcher
@@ -190,7 +190,7 @@ class _Loop:
         step, started = self._progress.step, time.monotonic()
         with self._stop.hold(self._save_held):
             metrics = self._setup.objective.evaluate(self._state["params"], self._setup.placement.mesh)
-        best = _better(self._setup.operation.best, self._progress.best, step, metrics)
+        best = _better(self._setup.operation, self._progress.best, step, metrics)
         self._progress = dataclasses.replace(self._progress, last_evaluated=step, best=best)
         if metrics:
             self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()})
@@ -268,24 +268,25 @@ class _Loop:
         return TrainResult(step=self._progress.step, state_hash=final, best=best, model=str(folder.model), trained=True)
 
 
-def _better(config: BestConfig | None, old: Best | None, step: int, metrics: dict[str, float]) -> Best | None:
+def _better(operation: Operation, old: Best | None, step: int, metrics: dict[str, float]) -> Best | None:
     """The best so far after an evaluation; a tie stays with the earlier step, and NaN is never the best.
 
     Raises:
       UsageError: the evaluation has no metric of the name that the job goes by.
     """
-    if config is None:
+    name, mode = operation.best_metric, operation.best_mode
+    if not name:
         return None
-    if config.metric not in metrics:
+    if name not in metrics:
         known = ", ".join(sorted(metrics)) or "none: the objective has no dev data"
-        raise UsageError(f"best.metric={config.metric!r}: the evaluation has no such metric; it has {known}")
-    value = float(metrics[config.metric])
+        raise UsageError(f"best_metric={name!r}: the evaluation has no such metric; it has {known}")
+    value = float(metrics[name])
     if math.isnan(value):
         return old
     # A best by another metric can't be compared with.
-    if old is None or (old.metric, old.mode) != (config.metric, config.mode):
-        return Best(step=step, metric=config.metric, mode=config.mode, value=value)
-    improved = value > old.value if config.mode == "max" else value < old.value
+    if old is None or (old.metric, old.mode) != (name, mode):
+        return Best(step=step, metric=name, mode=mode, value=value)
+    improved = value > old.value if mode == "max" else value < old.value
     return dataclasses.replace(old, step=step, value=value) if improved else old
 
 

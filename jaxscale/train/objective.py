@@ -69,7 +69,7 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, params: Params, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Dev metrics by name, higher or lower as `Operation.best` says. Deterministic; `{}` where there are none.
+        """Dev metrics by name, higher or lower as `Operation.best_mode` says. Deterministic; `{}` where there are none.
 
         Args:
           params: parameters on the mesh, sharded as the plan says; not to be donated.

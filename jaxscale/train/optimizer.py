@@ -16,16 +16,19 @@ class ScheduleConfig:
     """A learning rate: linear warm-up from 0 to the peak, then `kind` down to the final rate, which it keeps.
 
     `decay_steps` is a field of its own, not the length of the run, so that extending a run never changes its past.
+
+    Attributes:
+      kind: `cosine` and `linear` reach the final rate at `decay_steps`; `constant` stays at the peak.
+      peak_learning_rate: the rate after warm-up.
+      final_learning_rate: the rate from `decay_steps` on; not used by `constant`.
+      warmup_steps: the rate of step s below it is peak * (s + 1) / warmup_steps, so that step 0 learns already.
+      decay_steps: the step at which the final rate is reached, counted from step 0; not used by `constant`.
     """
 
-    # "cosine" and "linear" reach the final rate at `decay_steps`; "constant" stays at the peak.
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     peak_learning_rate: float = 1e-3
-    # Rate from `decay_steps` on; "constant" does not use it.
     final_learning_rate: float = 0.0
-    # The rate of step s < warmup_steps is peak * (s + 1) / warmup_steps: step 0 already learns.
     warmup_steps: int = 0
-    # The step at which the final rate is reached, counted from step 0; "constant" does not use it.
     decay_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -72,6 +75,14 @@ class ScheduleConfig:
 class AdamWConfig:
     """AdamW with decoupled weight decay, and the clipping of the gradient's global norm that precedes it.
 
+    Attributes:
+      schedule: the learning rate.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the second moment's root.
+      weight_decay: of every parameter, times the learning rate.
+      max_grad_norm: the gradient is scaled down to this global L2 norm where it is longer; None leaves it.
+
     Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
     """
 
@@ -79,9 +90,7 @@ class AdamWConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    # Applied to every parameter, times the learning rate.
     weight_decay: float = 0.0
-    # The gradient is scaled down to this global L2 norm where it is longer; None leaves it.
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:

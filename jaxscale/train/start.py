@@ -86,7 +86,7 @@ def require_space(setup: Setup) -> None:
     """
     operation, num_steps = setup.operation, setup.identity.num_steps
     # Those kept, the best one, the one being written, and the one being written over a removal still under way.
-    num_checkpoints = operation.keep_last + (operation.best is not None) + 1
+    num_checkpoints = operation.keep_last + bool(operation.best_metric) + 1
     if operation.keep_every_steps is not None:
         num_checkpoints += num_steps // operation.keep_every_steps
     num_checkpoints = max(num_checkpoints - len(setup.checkpoints.steps()), 1)
