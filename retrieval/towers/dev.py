@@ -32,9 +32,9 @@ def metric_names(*, sampled: bool) -> tuple[str, ...]:
     """What `DevSet.evaluate` calls its measures; a figure on a sample of the documents says so in its name.
 
     >>> metric_names(sampled=True)
-    ('dev_sample_nDCG@10', 'dev_sample_RR@10')
+    ('sample_nDCG@10', 'sample_RR@10')
     """
-    return tuple(f"dev_{'sample_' if sampled else ''}{measure}" for measure in MEASURES)
+    return tuple(f"{'sample_' if sampled else ''}{measure}" for measure in MEASURES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
