@@ -1,0 +1,90 @@
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxscale.observe.charts import interval_chart, line_chart, moving_mean, smoothing_width
+
+
+@given(st.lists(st.floats(-100, 100) | st.just(math.nan), min_size=1, max_size=30), st.sampled_from([1, 3, 5, 9]))
+def test_moving_mean_is_the_mean_of_the_finite_neighbours(values, width):
+    half = width // 2
+    expected = []
+    for i in range(len(values)):
+        near = [v for v in values[max(i - half, 0) : i + half + 1] if math.isfinite(v)]
+        expected.append(sum(near) / len(near) if near else math.nan)
+    np.testing.assert_allclose(moving_mean(values, width), expected, atol=1e-9)
+
+
+@given(st.integers(1, 100_000))
+def test_the_smoothing_width_is_odd_and_small(num_points):
+    width = smoothing_width(num_points)
+    assert width % 2 == 1
+    assert width <= max(1, num_points // 20)
+
+
+def words(chart):
+    """Each label of the wide drawing with its place."""
+    wide = chart[: chart.index('class="narrow"')]
+    found = re.findall(
+        r'<text style="[^"]*?(start|middle|end)?; fill[^"]*" x="([0-9.]+)" y="([0-9.]+)"[^>]*>([^<]*)', wide
+    )
+    return {text: (anchor, float(x), float(y)) for anchor, x, y, text in found}
+
+
+def spans(chart, labels):
+    placed = words(chart)
+    for label in labels:
+        anchor, x, y = placed[label]
+        length = 6.5 * len(label)
+        start = x - length if anchor == "end" else x
+        yield y, start, start + length
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        [(600, "resumed"), (637, "killed")],
+        [(10, "first of all"), (20, "second of all"), (30, "third of all"), (40, "fourth of all")],
+        [(0, "at the beginning"), (1000, "at the very end")],
+        [(500, "the same step"), (500, "and another")],
+    ],
+)
+def test_labels_of_marks_do_not_overlap_and_stay_inside(marks):
+    chart = line_chart([("loss", range(1001), np.linspace(4, 2, 1001))], marks, y_label="loss", description="d")
+    placed = list(spans(chart, [label for _, label in marks]))
+    for i, (y, start, end) in enumerate(placed):
+        assert start >= 0
+        assert end <= 760
+        assert all(y != other or end <= low or start >= high for other, low, high in placed[:i])
+
+
+def test_a_long_label_is_cut_before_it_takes_the_chart():
+    chart = interval_chart([("word " * 20, 0.5, 0.4, 0.6)], x_label="x", description="d")
+    assert re.findall(r">(word[^<]*)<", chart) == ["word " * 7 + "wo…", "word " * 3 + "w…"]
+
+
+def test_a_chart_is_drawn_for_a_wide_and_for_a_narrow_screen():
+    chart = interval_chart([("a", 0.5, 0.4, 0.6)], x_label="nDCG@10", description="d")
+    assert re.findall(r'class="(\w+)" viewBox="0 0 (\d+) (\d+)"', chart) == [
+        ("wide", "760", "106"),
+        ("narrow", "340", "106"),
+    ]
+    assert "0.500" in chart
+    assert "nDCG@10" in chart
+
+
+def test_curves_of_more_than_one_are_told_apart_by_a_legend():
+    one = line_chart([("train", [1, 2], [3, 2])], [], y_label="loss", description="d")
+    two = line_chart([("train", [1, 2], [3, 2]), ("dev", [1, 2], [3, 2])], [], y_label="loss", description="d")
+    assert ">train<" not in one
+    assert ">train<" in two
+    assert ">dev<" in two
+
+
+def test_values_that_are_not_finite_do_not_stop_the_drawing():
+    chart = line_chart([("loss", [1, 2, 3], [math.nan, math.inf, 1.0])], [], y_label="loss", description="d")
+    assert "nan" not in chart
