@@ -181,7 +181,7 @@ def read_tree(directory: str | Path, abstract: Any = None, shardings: Any = None
     directory = Path(directory)
     if abstract is None:
         leaves = {name: open(directory, name) for name in array_names(directory)}
-        return _nest(_read_all(leaves, dict.fromkeys(leaves, shardings)))
+        return nest(_read_all(leaves, dict.fromkeys(leaves, shardings)))
     handles = {name: open_as(directory, name, leaf) for name, leaf in named_leaves(abstract).items()}
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         by_name = dict.fromkeys(handles, shardings)
@@ -226,10 +226,25 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts out of values by path.
+
+    >>> nest({"a/b": 1, "a/c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
+    nested: dict[str, Any] = {}
+    for name, value in named.items():
+        *parents, last = name.split("/")
+        node = nested
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return nested
+
+
 def chunk(value: Array) -> Chunked:
     """Says how a value is cut and which of its parts this process writes; the parts may share the value's memory."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        raise DataError(f"an array of {value.dtype} can't be written; write jax.random.key_data(key) of a key")
+    refuse_keys(value)
     if not isinstance(value, jax.Array) or value.is_fully_addressable:
         host = np.asarray(value)
         whole = tuple(slice(0, size) for size in host.shape)
@@ -239,6 +254,12 @@ def chunk(value: Array) -> Chunked:
     parts = tuple((s.index, np.asarray(s.data)) for s in value.addressable_shards if s.replica_id == 0)
     grid = chunk_shape(shard_shape, value.dtype.itemsize, must_divide=True)
     return Chunked(shape=value.shape, dtype=np.dtype(value.dtype), parts=parts, chunk_shape=grid)
+
+
+def refuse_keys(value: Any) -> None:
+    """Raises a DataError for an array of PRNG keys, which has no values to write."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        raise DataError(f"an array of {value.dtype} can't be written; write jax.random.key_data(key) instead")
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, must_divide: bool = False) -> tuple[int, ...]:
@@ -264,21 +285,21 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, must_divide: bool = Fa
     return tuple(reversed(sizes))
 
 
-def is_chunk_file(name: str) -> bool:
-    """Whether a path below a committed directory is a chunk's, which its codec checks when it is read.
+def array_of_chunk(file: str) -> str | None:
+    """The array that a file below a committed directory is a chunk of, by its name; None for another file.
 
-    >>> is_chunk_file("params/w/c/0/1"), is_chunk_file("params/w/zarr.json")
-    (True, False)
+    >>> array_of_chunk("params/w/c/0/1"), array_of_chunk("params/w/zarr.json")
+    ('params/w', None)
     """
-    parts = name.split("/")
+    parts = file.split("/")
     while parts and parts[-1].isdecimal():
         parts.pop()
-    return parts[-1:] == ["c"]
+    return "/".join(parts[:-1]) if parts[-1:] == ["c"] else None
 
 
 def _read_all(handles: dict[str, ArrayHandle], shardings: Mapping[str, Any]) -> dict[str, Any]:
     """Starts all reads, then waits for each."""
-    finish = {}
+    finish: dict[str, Callable[[], Any]] = {}
     for name, handle in handles.items():
         if shardings[name] is None:
             finish[name] = functools.partial(_wait, handle.start(()), handle.path)
@@ -289,6 +310,11 @@ def _read_all(handles: dict[str, ArrayHandle], shardings: Mapping[str, Any]) -> 
 
 def _start_sharded(handle: ArrayHandle, sharding: jax.sharding.Sharding) -> Callable[[], jax.Array]:
     """Starts to read this process's parts; returns the function that waits and makes the jax array."""
+    if jax.dtypes.canonicalize_dtype(handle.dtype) != handle.dtype:
+        raise DataError(
+            f"{handle.path} holds {handle.dtype}, which jax would truncate while jax_enable_x64 is off; "
+            "read it without a sharding, or save a 32-bit array"
+        )
     if sharding.is_fully_addressable:  # one read of the whole, or a chunk would be read for every shard that it meets
         whole = handle.start(())
 
@@ -311,17 +337,6 @@ def _start_sharded(handle: ArrayHandle, sharding: jax.sharding.Sharding) -> Call
 
 def _key(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     return tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
-
-
-def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in named.items():
-        *parents, last = name.split("/")
-        node = nested
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return nested
 
 
 def _array_path(directory: Path, name: str) -> Path:

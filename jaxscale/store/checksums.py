@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -73,13 +73,15 @@ def file_entries(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
         return dict(zip(names, pool.map(lambda name: file_entry(directory / name), names), strict=True))
 
 
-def compare(directory: Path, manifest: Manifest, check: Check) -> list[Damage]:
+def compare(directory: Path, manifest: Manifest, check: Check, checked_by_codec: Collection[str] = ()) -> list[Damage]:
     """What below `directory` differs from its manifest.
 
     Args:
       directory: the committed directory.
       manifest: what it must hold.
       check: `sizes` looks at names and sizes, `full` at every byte.
+      checked_by_codec: names of files that end in their own checksum and that the caller reads through the codec that
+        checks it; of these `full` looks only at the tail, which together with the codec vouches for every byte.
 
     Returns:
       One damage for each file that is missing, additional, of another size or (full) of other bytes, by name.
@@ -87,17 +89,27 @@ def compare(directory: Path, manifest: Manifest, check: Check) -> list[Damage]:
     sizes = list_files(directory)
     damages = dict.fromkeys(manifest.files.keys() - sizes.keys(), "is missing")
     damages |= dict.fromkeys(sizes.keys() - manifest.files.keys(), "is not in the manifest")
-    same_size = []
+    same_size = set()
     for name in manifest.files.keys() & sizes.keys():
         if sizes[name] == manifest.files[name].size_bytes:
-            same_size.append(name)
+            same_size.add(name)
         else:
             damages[name] = f"has {sizes[name]} bytes, expected {manifest.files[name].size_bytes}"
     if check == "full":
-        for name, entry in file_entries(directory, same_size).items():
+        for name, entry in file_entries(directory, same_size.difference(checked_by_codec)).items():
             if entry != manifest.files[name]:
                 damages[name] = f"has other bytes: {_mark(entry)}, expected {_mark(manifest.files[name])}"
+        for name in same_size.intersection(checked_by_codec):
+            tail, expected = _tail(directory / name, sizes[name]), manifest.files[name].tail
+            if tail != expected:
+                damages[name] = f"has other bytes: tail {tail}, expected {expected}"
     return [Damage(file=directory / name, what=damages[name]) for name in sorted(damages)]
+
+
+def _tail(path: Path, size_bytes: int) -> str:
+    with path.open("rb", buffering=0) as file:
+        file.seek(max(0, size_bytes - 4))
+        return file.read(4).hex()
 
 
 def _mark(entry: FileEntry) -> str:

@@ -24,7 +24,7 @@ from jaxscale.store.failpoints import failpoint
 from jaxscale.store.lock import WriterLock
 from jaxscale.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 
-_LEFTOVER = re.compile(r"\.(tmp|old)-([0-9a-f]{8}|resumable)")
+_LEFTOVER = re.compile(r"\.(tmp|old)-([0-9a-f]{8}|resumable)$")
 _NUM_SEAL_THREADS = 8  # most of them wait for the disk
 _SWAP_PATIENCE_S = 5.0  # two renames take microseconds; a stopped writer may take longer
 _NUM_NAMED_DAMAGES = 10
@@ -61,6 +61,7 @@ class Draft:
       version: of that format.
       replace: whether a committed directory that is there already is replaced, in one step.
       resumable: whether the draft is kept when its writer fails or dies, for the next resumable draft to go on in.
+      id: 8 hexadecimal digits for the draft's name, where several processes have to know it; random when None.
 
     Raises:
       MachineError: another writer is at work on `final`.
@@ -68,7 +69,14 @@ class Draft:
     """
 
     def __init__(
-        self, final: Path, *, format: str, version: int, replace: bool = False, resumable: bool = False
+        self,
+        final: Path,
+        *,
+        format: str,
+        version: int,
+        replace: bool = False,
+        resumable: bool = False,
+        id: str | None = None,
     ) -> None:
         self.final = final.absolute()
         self.counts: dict[str, int | float] = {}
@@ -80,11 +88,9 @@ class Draft:
         disk.make_directories(self.final.parent)
         self._lock = WriterLock(self.final)
         try:
-            self.path = self.final.with_name(
-                f"{self.final.name}.tmp-{'resumable' if resumable else secrets.token_hex(4)}"
-            )
+            self.path = draft_path(self.final, "resumable" if resumable else id or secrets.token_hex(4))
             _recover(self.final)
-            _remove_leftovers(self.final, keep=self.path)
+            _remove_leftovers(self.final, keep=self.path if resumable else None)
             _check_place(self.final, format, replace)
             self.path.mkdir(exist_ok=resumable)
         except BaseException:
@@ -189,16 +195,24 @@ def draft(
     """
     opened = Draft(Path(path), format=format, version=version, replace=replace, resumable=resumable)
     try:
-        yield opened
-        opened.commit()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(
-                f"the disk is full: {path} was not written and is as it was; free some space and run the same again"
-            ) from error
-        raise
+        with full_disk_is_an_environment_error(opened.final):
+            yield opened
+            opened.commit()
     finally:
         opened.abandon()
+
+
+@contextlib.contextmanager
+def full_disk_is_an_environment_error(path: Path) -> Iterator[None]:
+    """Turns `no space left on device` into a MachineError that says what was not written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineError(
+            f"the disk is full: {path} was not written and is as it was; free some space and run the same again"
+        ) from error
 
 
 def open_committed(
@@ -232,6 +246,49 @@ def open_committed(
 def is_committed(path: str | Path) -> bool:
     """Whether there is a directory with a manifest at `path`; its files are not looked at."""
     return (Path(path) / MANIFEST_NAME).is_file()
+
+
+def remove(path: str | Path) -> None:
+    """Removes a committed directory; a crash leaves it whole or gone, never with holes.
+
+    Raises:
+      MachineError: a writer is at work on it.
+    """
+    path = Path(path).absolute()
+    with WriterLock(path):
+        doomed = draft_path(path, secrets.token_hex(4))
+        failpoint("commit.before_remove")
+        os.rename(path, doomed)
+        disk.fsync(path.parent)
+        failpoint("commit.removing")
+        shutil.rmtree(doomed)
+
+
+def clean(path: str | Path) -> None:
+    """Removes what dead writers of `path` left, and ends a replacement that was cut; a live writer is left alone."""
+    path = Path(path).absolute()
+    with contextlib.suppress(MachineError), WriterLock(path):
+        _recover(path)
+        _remove_leftovers(path, keep=None)
+
+
+def draft_path(final: Path, id: str) -> Path:
+    """Where a draft of `final` is written.
+
+    >>> draft_path(Path("out/x"), "0123abcd").as_posix()
+    'out/x.tmp-0123abcd'
+    """
+    return final.with_name(f"{final.name}.tmp-{id}")
+
+
+def leftover_of(name: str) -> str | None:
+    """The name of the directory that a leftover belongs to; None where `name` is not a leftover's.
+
+    >>> leftover_of("step_1.tmp-0123abcd"), leftover_of("step_1")
+    ('step_1', None)
+    """
+    match = _LEFTOVER.search(name)
+    return name[: match.start()] if match else None
 
 
 def raise_if_damaged(path: Path, damages: list[Damage]) -> None:
@@ -268,12 +325,8 @@ def _read_manifest(path: Path) -> Manifest:
 def _leftovers(final: Path, kind: str) -> list[Path]:
     if not final.parent.is_dir():
         return []
-    found = []
-    for sibling in final.parent.iterdir():
-        match = _LEFTOVER.fullmatch(sibling.name.removeprefix(final.name))
-        if sibling.name.startswith(final.name) and match and match[1] == kind:
-            found.append(sibling)
-    return sorted(found)
+    prefix = f"{final.name}.{kind}-"
+    return sorted(p for p in final.parent.iterdir() if p.name.startswith(prefix) and leftover_of(p.name) == final.name)
 
 
 def _recover(final: Path) -> None:
@@ -284,7 +337,7 @@ def _recover(final: Path) -> None:
         disk.fsync(final.parent)
 
 
-def _remove_leftovers(final: Path, keep: Path) -> None:
+def _remove_leftovers(final: Path, keep: Path | None) -> None:
     """Under the lock: removes what dead writers left; a live one would hold the lock."""
     for leftover in [*_leftovers(final, "tmp"), *_leftovers(final, "old")]:
         if leftover != keep:
