@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import datetime
-import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,12 +24,11 @@ from jaxscale.store.failpoints import failpoint
 from jaxscale.store.lock import WriterLock
 from jaxscale.store.manifest import read_manifest
 from jaxscale.store.orbax_handler import METADATA, STATE, orbax_context
+from jaxscale.store.step_names import Mark, mark_name, marked_in, step_name, steps_in
 
 FORMAT, VERSION = "jaxscale.checkpoint", 1
 
 _ORBAX = "orbax"
-_STEP = re.compile(r"step_(\d+)")
-_MARK = re.compile(r"step_(\d+)\.(best|protected)")
 # Chunk checksums and edges, Orbax's JSON and the manifest: a share of the state, and something for each leaf.
 _OVERHEAD_SHARE, _OVERHEAD_BYTES_PER_LEAF = 0.01, 16 << 10
 
@@ -80,10 +78,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that were acknowledged and are kept, ascending; damaged ones too."""
-        if not self.directory.is_dir():
-            return []
-        found = (_STEP.fullmatch(path.name) for path in self.directory.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        return steps_in(self.directory)
 
     def latest(self) -> int | None:
         """The newest step, or None; whether it is damaged, `restore` tells."""
@@ -92,7 +87,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """The committed directory of a step."""
-        return self.directory / f"step_{step:08d}"
+        return self.directory / step_name(step)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Saves a step and returns when it is durable; see `save_async`."""
@@ -188,19 +183,19 @@ class Checkpoints:
     def set_best(self, step: int) -> None:
         """Marks a step as the best so far; it is kept until another one is marked."""
         self._mark(step, "best")
-        for other in self._marked("best") - {step}:
+        for other in marked_in(self.directory, "best") - {step}:
             self._unmark(other, "best")
 
     def best(self) -> int | None:
         """The step marked as the best, or None."""
-        return max(self._marked("best") & set(self.steps()), default=None)
+        return max(marked_in(self.directory, "best") & set(self.steps()), default=None)
 
     def remove(self, step: int) -> None:
         """Removes a step, e.g. a damaged one; a crash leaves it whole or gone."""
         self.acquire()
         commit.remove(self.path(step))
-        for kind in ("best", "protected"):
-            self._unmark(step, kind)
+        self._unmark(step, "best")
+        self._unmark(step, "protected")
 
     def acquire(self) -> None:
         """Takes the folder's writer lock now, and removes what dead writers left.
@@ -256,7 +251,7 @@ class Checkpoints:
         """Removes, the oldest first, the steps that no rule keeps."""
         rules = [
             policies.LatestN(self._keep_last),
-            policies.CustomSteps({newest} | self._marked("best") | self._marked("protected")),
+            policies.CustomSteps({newest} | marked_in(self.directory, "best") | marked_in(self.directory, "protected")),
         ]
         if self._keep_every is not None:
             rules.append(policies.EveryNSteps(self._keep_every))
@@ -278,22 +273,18 @@ class Checkpoints:
         read_by_codec = [name for name in manifest.files if arrays.array_of_chunk(name) in roots]
         commit.raise_if_damaged(path, compare(path, manifest, check, read_by_codec))
 
-    def _marked(self, kind: str) -> set[int]:
-        found = (_MARK.fullmatch(path.name) for path in self.directory.iterdir())
-        return {int(match[1]) for match in found if match and match[2] == kind}
-
-    def _mark(self, step: int, kind: str) -> None:
+    def _mark(self, step: int, mark: Mark) -> None:
         self.acquire()
         if step not in self.steps():
-            raise UsageError(f"step {step} can't be marked as {kind}: there are {_list(self.steps())}")
+            raise UsageError(f"step {step} can't be marked as {mark}: there are {_list(self.steps())}")
         if _is_primary():
-            self.path(step).with_suffix(f".{kind}").touch()
+            (self.directory / mark_name(step, mark)).touch()
             disk.fsync(self.directory)
 
-    def _unmark(self, step: int, kind: str) -> None:
+    def _unmark(self, step: int, mark: Mark) -> None:
         self.acquire()
         if _is_primary():
-            self.path(step).with_suffix(f".{kind}").unlink(missing_ok=True)
+            (self.directory / mark_name(step, mark)).unlink(missing_ok=True)
             disk.fsync(self.directory)
 
 
