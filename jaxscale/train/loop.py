@@ -103,7 +103,7 @@ def train(
                 job=job,
                 job_changes=job_changes,
             )
-            stack.callback(setup.checkpoints.wait)
+            stack.callback(setup.checkpoints.close)
             state, progress = begin(setup)
         writer = stack.enter_context(
             MetricsWriter(folder.path, num_steps=identity.num_steps, tensorboard=operation.tensorboard)
@@ -121,6 +121,7 @@ class _Loop:
         self._setup, self._writer, self._stop = setup, writer, stop
         self._state, self._progress = state, progress
         self._saved_step = setup.checkpoints.latest()
+        self._saving_step: int | None = None
         self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
         self._last_row = (progress.step, time.monotonic())
         self._programs = StepPrograms(
@@ -193,7 +194,7 @@ class _Loop:
         best = _better(self._setup.operation, self._progress.best, step, metrics)
         self._progress = dataclasses.replace(self._progress, last_evaluated=step, best=best)
         if metrics:
-            self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()})
+            self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()}, show=False)
             self._setup.folder.events.write(
                 "evaluated", step=step, metrics=metrics, best=best, evaluate_s=round(time.monotonic() - started, 3)
             )
@@ -201,10 +202,25 @@ class _Loop:
 
     def _save(self) -> None:
         """Starts a save; the next one, or the end, waits until it is committed."""
+        self._settle()
         self._read_metrics(leave=0)
         disk.fsync(self._setup.folder.path / METRICS_FILE)
         self._setup.checkpoints.save_async(self._progress.step, self._state, self._progress.to_json())
-        self._saved_step = self._progress.step
+        self._saved_step = self._saving_step = self._progress.step
+
+    def _settle(self) -> None:
+        """Waits until the last save is committed; from then on the best step, if it is that one, is kept by its mark.
+
+        The former best keeps its mark, and so its files, until then: after a kill the newest checkpoint always names a
+        best one that is there.
+        """
+        checkpoints, best = self._setup.checkpoints, self._progress.best
+        checkpoints.wait()
+        if self._saving_step is not None:
+            self._setup.folder.events.write("saved", step=self._saving_step)
+            self._saving_step = None
+        if best is not None and best.step in checkpoints.steps() and best.step != checkpoints.best():
+            checkpoints.set_best(best.step)
 
     def _save_now(self) -> int:
         """Has the state of this boundary on disk when it returns; returns its step."""
@@ -212,7 +228,7 @@ class _Loop:
         # Before the first step there is nothing that the same command would not make again.
         if step > 0 and self._saved_step != step:
             self._save()
-        self._setup.checkpoints.wait()
+        self._settle()
         return step
 
     def _save_held(self) -> str:
@@ -251,14 +267,14 @@ class _Loop:
             self._last_row = (step, time.monotonic())
             steps_per_s = (step - last_step) / max(self._last_row[1] - last_time, 1e-9)
             examples_per_s = steps_per_s * self._setup.identity.global_batch_size
-            self._writer.write(step, {**values, "examples_per_s": round(examples_per_s, 2)})
+            self._writer.write(step, {"loss": values["loss"], **values, "examples_per_s": round(examples_per_s, 2)})
         else:
             self._writer.advance(step)
 
     def _finish(self) -> TrainResult:
         folder, best = self._setup.folder, self._progress.best
         with self._stop.hold(_nothing_to_save):
-            self._setup.checkpoints.wait()
+            self._settle()
             params = self._state["params"]
             final = state_hash(self._state)
             if best is not None and best.step != self._progress.step:

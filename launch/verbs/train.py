@@ -7,7 +7,12 @@ from typing import Annotated, Any, Self
 import tyro
 
 from jaxscale import typed_json
-from jaxscale.errors import UsageError
+from jaxscale.errors import DataError, UsageError
+from jaxscale.mesh import mesh_from_text, spec_of
+from jaxscale.train.job import Job
+from jaxscale.train.loop import TrainResult, train
+from jaxscale.train.resume import Fork
+from jaxscale.train.run_folder import JOB_FILE
 from jaxscale.train.signals import StopSignals
 
 
@@ -15,27 +20,75 @@ from jaxscale.train.signals import StopSignals
 class Command:
     """Trains a recipe; the same command again goes on from the last checkpoint.
 
-    Every field of the recipe's job is a flag, e.g. --training.num-steps 200 or --operation.eval-every-steps 50.
+    SIGTERM saves and ends with exit code 42, Ctrl-C with 130. Every field of the recipe's job is a flag.
 
     Example: jaxscale train two_tower_small --out runs/a --mesh fsdp=4,tensor=2 --training.num-steps 200
+
+    Attributes:
+      out: the run folder.
+      mesh: as fsdp=4,tensor=2; empty for what the recipe says, else all devices on data.
+      fork_from: RUN or RUN@step: a new run that begins with the state of another one, whatever its job.
+      init_from: a model folder, or a run folder with a model: a new run that begins with its parameters.
+      job: the recipe's job.
     """
 
-    # The run folder.
     out: Path
-    # As fsdp=4,tensor=2; empty: what the recipe says, else all devices on data.
     mesh: str = ""
-    # RUN or RUN@step: a new run that begins with the state of another.
     fork_from: str = ""
-    # A model folder, or the run folder that has one: a new run that begins with its parameters.
     init_from: str = ""
-    # The recipe's job.
+    # tyro sees the class of the recipe's job through the default that `for_recipe` gives.
     job: Annotated[Any, tyro.conf.arg(name="")] = None
 
     @classmethod
     def for_recipe(cls, name: str, job: Any) -> Self:
-        """The command of a recipe with the recipe's own values."""
+        """The command of a recipe, with the recipe's own values.
+
+        Args:
+          name: the recipe's, for messages.
+          job: what it returns.
+
+        Raises:
+          UsageError: the recipe is of something that is not trained.
+        """
+        if not all(hasattr(job, part) for part in ("training", "operation", "objective")):
+            raise UsageError(f"recipe {name!r} gives a {type(job).__name__}, which is not a job to train")
         return cls(out=tyro.MISSING, job=job)
 
     def run(self) -> dict[str, Any]:
         """Trains, prints what the run came to, and returns it."""
-        return {}
+        if self.fork_from and self.init_from:
+            raise UsageError("--fork-from and --init-from both say what the run begins with; give one of them")
+        with StopSignals() as stop:
+            with stop.hold(lambda: "training had not begun, so there was nothing to save"):
+                job = self._resolved_job()
+                job.check(spec_of(mesh_from_text(job.operation.mesh)))
+                objective = job.objective()
+            fork = Fork.parse(self.fork_from) if self.fork_from else None
+            result = train(objective, job.training, job.operation, self.out, fork=fork, stop=stop)
+        print(_summary(result))
+        return {"out": str(self.out), **typed_json.encode(result)}
+
+    def _resolved_job(self) -> Job:
+        """The job with the verb's own flags put into it."""
+        job = self.job
+        if self.mesh:
+            job = dataclasses.replace(job, operation=dataclasses.replace(job.operation, mesh=self.mesh))
+        resolved: Job = job.starting_from(str(_model_folder(Path(self.init_from)))) if self.init_from else job
+        return resolved
+
+
+def _model_folder(path: Path) -> Path:
+    """The model folder at `path`, or of the run folder at `path`."""
+    if not path.is_dir():
+        raise DataError(f"--init-from {path}: there is no such folder")
+    if not (path / JOB_FILE).is_file():
+        return path
+    if not (path / "model").is_dir():
+        raise DataError(f"--init-from {path}: this run has exported no model yet; use --fork-from to take its state")
+    return path / "model"
+
+
+def _summary(result: TrainResult) -> str:
+    best = result.best
+    chosen = f"the best {best.metric}, {best.value:.4f} at step {best.step}" if best else "the last step"
+    return f"step {result.step} state {result.state_hash[:16]} model {result.model} (parameters of {chosen})"

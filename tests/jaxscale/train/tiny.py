@@ -1,0 +1,139 @@
+"""A tiny thing to train: a two-layer network that fits a random linear map. Recipes for the command line, too."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxscale import typed_json
+from jaxscale.train.job import Operation, TrainingIdentity
+from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+
+TARGET = np.random.default_rng(7).normal(size=(4,)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What goes wrong, or slowly, on purpose; not part of what the run is."""
+
+    nan_from_step: int | None = None
+    nan_until_step: int = 1 << 30
+    batch_s: float = 0.0
+    dead_loader_at_step: int | None = None
+    evaluate_s: float = 0.0
+    # Operations unrolled into the loss, so that XLA has a lot to compile.
+    num_extra_ops: int = 0
+    export_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyObjective:
+    """Fits `x @ TARGET`, x of two bucket lengths."""
+
+    identity: dict[str, Any]
+    seed: int
+    global_batch_size: int
+    faults: Faults = Faults()
+    starting_params: dict[str, Any] | None = None
+
+    def init_params(self, key):
+        first, second = jax.random.split(key)
+        return {
+            "hidden": {"w": jax.random.normal(first, (4, 8), jnp.float32) * 0.5},
+            "out": {"w": jax.random.normal(second, (8,), jnp.float32) * 0.5, "b": jnp.zeros((), jnp.float32)},
+        }
+
+    def loss(self, params, batch, key):
+        hidden = jnp.tanh(batch["x"] @ params["hidden"]["w"])
+        hidden = hidden * jax.random.bernoulli(key, 0.9, (8,)).astype(jnp.float32)
+        for _ in range(self.faults.num_extra_ops):
+            hidden = jnp.sin(hidden) + 1e-3 * jnp.cos(hidden)
+        error = hidden @ params["out"]["w"] + params["out"]["b"] - batch["y"]
+        loss = jnp.mean(jnp.square(error)) * batch["scale"][0]
+        return loss, {"abs_error": jnp.mean(jnp.abs(error))}
+
+    def batch(self, step):
+        time.sleep(self.faults.batch_s)
+        if step == self.faults.dead_loader_at_step:
+            raise OSError("the disk of the data is gone")
+        rng = np.random.default_rng([self.seed, step])
+        x = rng.normal(size=(self.global_batch_size, 2 + step % 2, 4)).astype(np.float32)
+        first = self.faults.nan_from_step
+        bad = first is not None and first <= step < self.faults.nan_until_step
+        scale = np.full(self.global_batch_size, np.nan if bad else 1.0, np.float32)
+        return {"x": x, "y": x @ TARGET, "scale": scale}
+
+    def evaluate(self, params, mesh):
+        time.sleep(self.faults.evaluate_s)
+        x = np.random.default_rng(99).normal(size=(64, 4)).astype(np.float32)
+        predicted = jnp.tanh(x @ params["hidden"]["w"]) @ params["out"]["w"] + params["out"]["b"]
+        return {"error": float(jnp.mean(jnp.square(predicted - x @ TARGET)))}
+
+    def export(self, params, path):
+        time.sleep(self.faults.export_s)
+        path.mkdir(parents=True, exist_ok=True)
+        values = jax.tree.map(lambda leaf: leaf.tolist(), params)
+        (path / "model.json").write_text(json.dumps(values, sort_keys=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyJob:
+    """The job of fitting the map."""
+
+    training: TrainingIdentity
+    operation: Operation
+    faults: Faults = Faults()
+    init_from: str = ""
+
+    def check(self, mesh):
+        pass
+
+    def starting_from(self, path):
+        return dataclasses.replace(self, init_from=path)
+
+    def objective(self):
+        params = None
+        if self.init_from:
+            values = json.loads((Path(self.init_from) / "model.json").read_text())
+            params = jax.tree.map(
+                lambda leaf: np.asarray(leaf, np.float32), values, is_leaf=lambda leaf: isinstance(leaf, list)
+            )
+        return TinyObjective(
+            identity={
+                "training": typed_json.encode(self.training),
+                "init": typed_json.fingerprint(values) if self.init_from else None,
+            },
+            seed=self.training.seed,
+            global_batch_size=self.training.global_batch_size,
+            faults=self.faults,
+            starting_params=params,
+        )
+
+
+def job(num_steps=12, faults=None, training=None, schedule=None, **operation):
+    """A job of the tiny objective; checkpoints every 4 steps, on 2 devices or what `mesh` says."""
+    schedule = {"kind": "constant", "peak_learning_rate": 0.05, **(schedule or {})}
+    identity = {"num_steps": num_steps, "global_batch_size": 16, "max_skipped_in_a_row": 3, **(training or {})}
+    operated = {"mesh": "data=2@0-1", "checkpoint_every_steps": 4, "log_every_steps": 2, "compile_cache": "off"}
+    return TinyJob(
+        training=TrainingIdentity(optimizer=AdamWConfig(schedule=ScheduleConfig(**schedule)), **identity),
+        operation=Operation(**{**operated, **operation}),
+        faults=faults or Faults(),
+    )
+
+
+def tiny():
+    """Twelve steps on one device."""
+    return job(mesh="data=1@0", eval_every_steps=4, best_metric="error", best_mode="min")
+
+
+def tiny_long():
+    """Steps enough to be killed in the midst of, each made slow by its loader."""
+    return job(
+        num_steps=60, mesh="data=1@0", faults=Faults(batch_s=0.02), training={"grad_accum": 2}, eval_every_steps=8
+    )
