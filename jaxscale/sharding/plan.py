@@ -1,16 +1,26 @@
-"""A ShardingPlan: for every leaf a spec and its reason; turned into shardings on a mesh."""
+"""A ShardingPlan: for every leaf a spec with its reasons; turned into shardings on a mesh, a table, and JSON."""
 
+import dataclasses
+from typing import Any
+
+import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# A batch is split over every axis but these: the devices of one `tensor` group compute parts of the same examples,
-# and those of different stages the same examples at different times.
-_AXES_WITHOUT_BATCH = ("stage", "tensor")
+from jaxscale import typed_json
+from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec, spec_of
+from jaxscale.sharding.graph import NotUnderstood, Role, path_of
+from jaxscale.sharding.limits import Limits
+from jaxscale.sharding.specs import BATCH_AXES, Spec, partition_spec
+
+# Where a training state keeps what was planned; a tree with these fields is a state, any other is one of the trees.
+_FIELDS: dict[Role, str] = {"parameter": "params", "optimizer": "opt_state", "batch": "batch"}
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """The names of the axes, of more than one device, that the examples of a batch are split over."""
-    return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis not in _AXES_WITHOUT_BATCH)
+    return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis in BATCH_AXES)
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
@@ -26,3 +36,109 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def row_sharded(mesh: Mesh) -> NamedSharding:
     """The leading dim over all devices of the mesh, its axes flattened in their order."""
     return NamedSharding(mesh, P(mesh.axis_names))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedLeaf:
+    """Where one array lives, and why.
+
+    Attributes:
+      role: what the array is.
+      path: its place in its tree.
+      shape: of the whole array.
+      dtype: its name.
+      spec: for every dim the mesh axes it is split over.
+      rules: the rules that placed or left it, in their order.
+      reasons: what each of them says.
+      rejected: what was considered and not done.
+      bytes_per_device: of the part that one device holds.
+    """
+
+    role: Role
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: Spec
+    rules: tuple[str, ...]
+    reasons: tuple[str, ...]
+    rejected: tuple[str, ...]
+    bytes_per_device: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardingPlan:
+    """Where every array of a computation lives on a mesh of one spec.
+
+    Attributes:
+      mesh: the sizes of the mesh's axes, all resolved.
+      limits: what it was derived under.
+      leaves: parameters, then the batch, then the optimizer's state.
+      not_understood: the operations that linked nothing, so that dims which meet only there are planned apart.
+    """
+
+    mesh: MeshSpec
+    limits: Limits
+    leaves: tuple[PlannedLeaf, ...]
+    not_understood: tuple[NotUnderstood, ...]
+
+    def shardings(self, mesh: Mesh, tree: Any) -> Any:
+        """The sharding of every leaf of `tree`, in the same structure; for `jit` and `device_put`.
+
+        Args:
+          mesh: of the plan's spec.
+          tree: a tree of arrays (or of their shapes): the parameters, the optimizer's state, or a training state that
+            has them in the fields `params` and `opt_state`. Scalars that were not planned are whole on every device.
+
+        Raises:
+          UsageError: the mesh has another spec, or a leaf was not planned, or not with this shape.
+        """
+        self._check_mesh(mesh)
+        planned = {(leaf.role, leaf.path): leaf for leaf in self.leaves}
+        fields = {name: role for role, name in _FIELDS.items()}
+
+        def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            path = path_of(key_path)
+            field, _, inside = path.partition("/")
+            candidates = [(fields[field], inside)] if field in fields else []
+            candidates += [(role, path) for role in _FIELDS]
+            found = next((planned[c] for c in candidates if c in planned and planned[c].shape == leaf.shape), None)
+            if found is not None:
+                return NamedSharding(mesh, partition_spec(found.spec))
+            if leaf.shape == ():
+                return replicated(mesh)
+            raise UsageError(
+                f"{path} of shape {tuple(leaf.shape)} is not in the sharding plan; derive the plan from trees of this "
+                f"structure (it has {len(self.leaves)} leaves, the first is {self.leaves[0].path})"
+            )
+
+        return jax.tree_util.tree_map_with_path(sharding, tree)
+
+    def batch_sharding(self, mesh: Mesh) -> NamedSharding:
+        """The sharding of a batch's leaves that have a dim of examples: that dim over every axis but tensor and stage.
+
+        Raises:
+          UsageError: the mesh has another spec.
+        """
+        self._check_mesh(mesh)
+        return batch_sharded(mesh)
+
+    def total_bytes_per_device(self, role: Role) -> int:
+        """The bytes of all leaves of one role that one device holds."""
+        return sum(leaf.bytes_per_device for leaf in self.leaves if leaf.role == role)
+
+    def to_json(self) -> Any:
+        """The plan as JSON values."""
+        return typed_json.encode(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ShardingPlan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+          DataError: a field is unknown, missing or mistyped.
+        """
+        return typed_json.decode(cls, value, "plan")
+
+    def _check_mesh(self, mesh: Mesh) -> None:
+        if spec_of(mesh) != self.mesh:
+            raise UsageError(f"the plan is for mesh {self.mesh}, got mesh {spec_of(mesh)}; derive a plan for that mesh")

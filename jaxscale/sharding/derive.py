@@ -1,0 +1,71 @@
+"""From a loss, the shapes of its arguments and a mesh to a ShardingPlan: trace, choose, guard."""
+
+import math
+from typing import Any
+
+import optax
+
+from jaxscale.mesh import MeshSpec
+from jaxscale.sharding import guard
+from jaxscale.sharding.graph import Graph, Leaf
+from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
+from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
+from jaxscale.sharding.rules import Choices, choose, num_parts
+from jaxscale.sharding.trace import LossFunction, trace_step
+
+
+def derive(
+    loss: LossFunction,
+    params: Any,
+    batch: Any,
+    mesh: MeshSpec,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> ShardingPlan:
+    """Where every parameter, every leaf of the optimizer's state and the batch live on a mesh of the given spec.
+
+    Derived from what the loss computes (its jaxpr); names of parameters play no part. Nothing is computed, no device
+    is touched.
+
+    Args:
+      loss: a traceable function of (params, batch); what it returns does not matter, only how it computes it.
+      params: a tree of arrays or `jax.ShapeDtypeStruct`.
+      batch: a tree of the same; the leading dim of every leaf holds the examples, scalars (a key) are whole.
+      mesh: with every size resolved.
+      optimizer: what will update the parameters; None where nothing does.
+      limits: what is small, and what is too much to copy.
+
+    Raises:
+      UsageError: the mesh can't be used for this: `guard.check` says how.
+    """
+    graph = trace_step(loss, params, batch, optimizer=optimizer)
+    plan = plan_of(graph, mesh, limits)
+    guard.check(graph, plan)
+    return plan
+
+
+def plan_of(graph: Graph, mesh: MeshSpec, limits: Limits) -> ShardingPlan:
+    """The plan that the rules make of a graph, before any guard has seen it."""
+    choices: Choices = choose(graph, mesh, limits)
+    leaves = tuple(
+        PlannedLeaf(
+            role=leaf.role,
+            path=leaf.path,
+            shape=leaf.shape,
+            dtype=leaf.dtype,
+            spec=choice.spec,
+            rules=choice.rules or ("whole",),
+            reasons=choice.reasons or (("no rule splits it on this mesh" if leaf.shape else "a scalar"),),
+            rejected=choice.rejected,
+            bytes_per_device=_bytes_per_device(leaf, mesh, choice.spec),
+        )
+        for leaf, choice in zip(graph.leaves, choices, strict=True)
+    )
+    return ShardingPlan(mesh=mesh, limits=limits, leaves=leaves, not_understood=graph.not_understood)
+
+
+def _bytes_per_device(leaf: Leaf, mesh: MeshSpec, spec: tuple[tuple[str, ...], ...]) -> int:
+    parts = [num_parts(mesh, axes) for axes in spec]
+    num_bytes_each = leaf.num_bytes // max(math.prod(leaf.shape), 1)
+    return num_bytes_each * math.prod(-(-size // n) for size, n in zip(leaf.shape, parts, strict=True))

@@ -1,0 +1,169 @@
+"""The one module that knows how jaxprs are laid out, in both dialects: jax 0.10 and jax 0.12.
+
+In 0.10 a closed jaxpr wraps an open one and `scan` counts its constants and carries; in 0.12 the two jaxprs are one
+class and `scan` holds flat trees of its inputs. Everything else reads `Program` and `Equation`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+
+# Primitives that run one inner jaxpr once, on exactly their operands.
+_CALLS = frozenset(
+    {
+        "checkpoint",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat",
+        "remat2",
+    }
+)
+_CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_LIBRARIES = ("jax", "flax", "optax", "jaxtyping")
+
+
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """One equation: a primitive's name, what it reads and makes, its parameters."""
+
+    name: str
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    params: Mapping[str, Any]
+    source_info: Any
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what it makes."""
+        return tuple(shape_of(variable) for variable in self.outputs)
+
+    @property
+    def source(self) -> str:
+        """`file.py:line` of the user's code that made it; empty where jax kept none."""
+        traceback = self.source_info.traceback
+        for frame in [] if traceback is None else traceback.frames:
+            if not set(pathlib.PurePath(frame.file_name).parts) & set(_LIBRARIES):
+                return f"{pathlib.PurePath(frame.file_name).name}:{frame.line_num}"
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jaxpr: variables for its constants and inputs, its equations in order, its outputs."""
+
+    jaxpr: Any
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """Variables that stand for arrays closed over."""
+        return tuple(self.jaxpr.constvars)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Variables that stand for the arguments."""
+        return tuple(self.jaxpr.invars)
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """Variables or literals that are the results."""
+        return tuple(self.jaxpr.outvars)
+
+    @functools.cached_property
+    def equations(self) -> tuple[Equation, ...]:
+        """The equations, in the order they run."""
+        return tuple(
+            Equation(str(e.primitive), tuple(e.invars), tuple(e.outvars), e.params, e.source_info)
+            for e in self.jaxpr.eqns
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A `scan`: its body takes `num_consts` constants, `num_carry` carries, and slices of the rest."""
+
+    body: Program
+    num_consts: int
+    num_carry: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class While:
+    """A `while`: its operands are the condition's constants, the body's, and the carries."""
+
+    body: Program
+    num_cond_consts: int
+    num_body_consts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Branches:
+    """A `cond`: its first operand chooses the branch, which takes the others."""
+
+    branches: tuple[Program, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of one inner program on the equation's operands."""
+
+    program: Program
+
+
+def trace(function: Callable[..., Any], *arguments: Any) -> Program:
+    """The program of `function` for abstract or concrete arguments; nothing is computed.
+
+    Args:
+      function: a traceable function.
+      arguments: trees of arrays or of `jax.ShapeDtypeStruct`.
+    """
+    return _program(jax.make_jaxpr(function)(*arguments))
+
+
+def inner(equation: Equation) -> Scan | While | Branches | Call | None:
+    """The programs that an equation holds, or None for a plain operation (or one nobody here understands)."""
+    params = equation.params
+    if equation.name == "scan":
+        num_consts, num_carry = _scan_counts(params)
+        return Scan(_program(params["jaxpr"]), num_consts, num_carry, params["length"])
+    if equation.name == "while":
+        return While(_program(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"])
+    if equation.name == "cond":
+        return Branches(tuple(_program(branch) for branch in params["branches"]))
+    if equation.name in _CALLS:
+        called = next((_program(params[name]) for name in _CALL_PARAMS if name in params), None)
+        if called is not None and len(called.inputs) == len(equation.inputs):
+            return Call(called)
+    return None
+
+
+def is_literal(variable: Any) -> bool:
+    """Whether an operand is a constant written into the equation."""
+    return isinstance(variable, Literal)
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """The shape of a variable or literal."""
+    return tuple(variable.aval.shape)
+
+
+def _program(jaxpr: Any) -> Program:
+    # 0.10: a ClosedJaxpr holds the open one as `.jaxpr`. 0.12: there is one class, whose `.jaxpr` is itself.
+    return Program(getattr(jaxpr, "jaxpr", jaxpr))
+
+
+def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)

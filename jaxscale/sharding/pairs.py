@@ -1,0 +1,110 @@
+"""Candidates for `tensor`: what one matmul with a parameter makes and a later one contracts, cheapest first."""
+
+import dataclasses
+
+from jaxscale.sharding.factors import Dim
+from jaxscale.sharding.graph import Contraction, Graph
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Leading factors of dims that are made by one matmul and contracted by the next."""
+
+    # Most significant first; more than one where the first alone has fewer pieces than the axis has devices.
+    factors: Dim
+    # Why they can't be cut that many ways; None where they can.
+    illegal: str | None
+
+
+def pairs_of(graph: Graph, num_parts: int) -> list[Pair]:
+    """The candidates for an axis of `num_parts` devices, best first.
+
+    Best is the one that moves the fewest values per FLOP that it splits; ties go to the one used first.
+    """
+    eligible = (_made_by_parameters(graph) & _contracted_with_parameters(graph)) - _widths(graph) - graph.scanned
+    candidates: set[Pair] = set()
+    for leaf in graph.leaves:
+        if leaf.role == "parameter":
+            candidates.update(_cut(graph, prefix, num_parts) for dim in leaf.dims if (prefix := _prefix(dim, eligible)))
+    return sorted(candidates, key=lambda pair: (_moved_per_flop(graph, pair), _first_use(graph, pair)))
+
+
+def _made_by_parameters(graph: Graph) -> set[int]:
+    """Factors that a matmul with a parameter puts in the place of those it contracts: columns."""
+    return {f for c in graph.contractions for side in _parameter_side(c) for f in side}
+
+
+def _contracted_with_parameters(graph: Graph) -> set[int]:
+    """Factors that a matmul with a parameter sums over: rows."""
+    return {f for c in graph.contractions if _parameter_side(c) for f in c.contracted}
+
+
+def _parameter_side(contraction: Contraction) -> list[Dim]:
+    """The free factors of the one operand that does not depend on the batch; none where both or neither do."""
+    left, right = contraction.left, contraction.right
+    if left.is_data == right.is_data:
+        return []
+    return [right.free if left.is_data else left.free]
+
+
+def _widths(graph: Graph) -> set[int]:
+    """Factors such as a head's width, that take part in only some of the contractions of data with data.
+
+    Attention contracts queries with keys, and the weights it makes of that with values. Split by heads, both are
+    split. Split by the width of queries, the scores are partial sums; split by that of values, every device computes
+    all the scores.
+    """
+    meetings = [c for c in graph.contractions if c.left.is_data and c.right.is_data]
+    widths = {f for c in meetings for f in c.contracted}
+    for later in meetings:
+        for earlier in meetings:
+            if earlier.outputs.intersection(later.contracted):
+                widths |= {*later.left.free, *later.right.free} - earlier.factors
+    return widths
+
+
+def _prefix(dim: Dim, eligible: set[int]) -> Dim:
+    end = next((i for i, factor in enumerate(dim) if factor not in eligible), len(dim))
+    return dim[:end]
+
+
+def _cut(graph: Graph, prefix: Dim, num_parts: int) -> Pair:
+    """The fewest leading factors that can be cut into `num_parts` equal parts without cutting across a piece."""
+    left = num_parts
+    for end, factor in enumerate(prefix, start=1):
+        size = graph.sizes[factor]
+        if size % left == 0:
+            return Pair(factors=prefix[:end], illegal=None)
+        if left % size:
+            break
+        left //= size
+    pieces = graph.dim_size(prefix)
+    legal = ", ".join(str(n) for n in range(1, min(pieces, 1024) + 1) if pieces % n == 0)
+    return Pair(factors=prefix, illegal=f"{pieces} pieces can't be shared by {num_parts}; sizes that can: {legal}")
+
+
+def _moved_per_flop(graph: Graph, pair: Pair) -> float:
+    """Values that the reductions of a split pair move, in the forward and the backward pass, per FLOP split."""
+    factors = set(pair.factors)
+    moved = num_flops = 0
+    inputs: dict[int, int] = {}
+    for c in graph.contractions:
+        if factors & c.factors:
+            num_flops += c.num_flops * c.num_runs
+        if factors.intersection(c.contracted):
+            moved += c.num_outputs * c.num_runs
+        for side, other in ((c.left, c.right), (c.right, c.left)):
+            # The gradient of what columns are multiplied with is a sum over them, once for all that read it.
+            if factors.intersection(side.free) and not side.is_data and other.is_data:
+                inputs[other.value] = other.num_elements * c.num_runs
+    moved += sum(inputs.values())
+    moved += sum(r.num_outputs * r.num_runs for r in graph.reductions if factors & r.reduced)
+    return moved / num_flops
+
+
+def _first_use(graph: Graph, pair: Pair) -> tuple[int, int]:
+    """The first contraction that a pair takes part in, and its place there; operands are not told apart by side."""
+    index = next(i for i, c in enumerate(graph.contractions) if pair.factors[0] in c.factors)
+    c = graph.contractions[index]
+    data, parameter = (c.left, c.right) if c.left.is_data else (c.right, c.left)
+    return index, (*c.batch, *data.free, *c.contracted, *parameter.free).index(pair.factors[0])

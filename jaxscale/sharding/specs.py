@@ -1,0 +1,34 @@
+"""How a plan writes a spec: for every dim of an array the names of the mesh axes it is split over."""
+
+from jax.sharding import PartitionSpec
+
+from jaxscale.mesh import AXES
+
+DimAxes = tuple[str, ...]
+Spec = tuple[DimAxes, ...]
+
+# A batch is split over every axis but these: the devices of one `tensor` group compute parts of the same examples,
+# and those of different stages the same examples at different times.
+_AXES_WITHOUT_BATCH = ("stage", "tensor")
+BATCH_AXES = tuple(axis for axis in AXES if axis not in _AXES_WITHOUT_BATCH)
+
+
+def partition_spec(spec: Spec) -> PartitionSpec:
+    """The spec in the form jax knows.
+
+    >>> partition_spec(((), ("fsdp",), ()))
+    PartitionSpec(None, 'fsdp')
+    """
+    entries = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def spec_text(spec: Spec) -> str:
+    """A spec for people.
+
+    >>> spec_text(((), ("fsdp",), ("tensor", "data")))
+    '-, fsdp, tensor*data'
+    """
+    return ", ".join("*".join(axes) or "-" for axes in spec)

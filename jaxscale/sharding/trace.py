@@ -1,0 +1,202 @@
+"""From a loss (and an optimizer) to its contraction graph: walks the jaxpr once, on shapes alone.
+
+The backward pass is not walked: a gradient has the dims of its parameter by definition, and every contraction of the
+backward pass has the factors of one of the forward pass. The optimizer's update is walked in the same graph, its
+gradients standing for their parameters, so that its state is linked to the parameters it belongs to by what is
+computed, and neither by names nor by shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from jaxscale.sharding import jaxprs
+from jaxscale.sharding.factors import Dims
+from jaxscale.sharding.graph import Graph, Leaf, Role, path_of
+from jaxscale.sharding.jaxprs import Branches, Call, Equation, Program, Scan, While
+from jaxscale.sharding.notes import Notes
+from jaxscale.sharding.primitives import RULES, Value, links_nothing, num_elements
+
+# A loss and whatever else; only what it computes matters, not what it returns.
+LossFunction = Callable[[Any, Any], Any]
+
+
+def trace_step(
+    loss: LossFunction, params: Any, batch: Any, *, optimizer: optax.GradientTransformation | None = None
+) -> Graph:
+    """The contraction graph of a training step, or of a loss alone.
+
+    Args:
+      loss: takes `params` and `batch`; returns any tree of arrays.
+      params: a tree of arrays or `jax.ShapeDtypeStruct`.
+      batch: the same; the leading dim of every leaf holds the examples.
+      optimizer: its state becomes leaves of the graph; None for none.
+    """
+    walk = _Walk()
+    parameters = walk.leaves("parameter", params)
+    inputs = walk.leaves("batch", batch)
+    parameters = [dataclasses.replace(value, origins=frozenset({i})) for i, value in enumerate(parameters)]
+    walk.run(jaxprs.trace(loss, params, batch), [*parameters, *inputs])
+    if optimizer is not None:
+        _trace_update(walk, optimizer, params, parameters)
+    return walk.graph()
+
+
+def _trace_update(
+    walk: "_Walk", optimizer: optax.GradientTransformation, params: Any, parameters: Sequence[Value]
+) -> None:
+    state = jax.eval_shape(optimizer.init, params)
+    first = len(walk.planned)
+    olds = walk.leaves("optimizer", state)
+
+    def update(gradients: Any, state: Any, params: Any) -> Any:
+        updates, new_state = optimizer.update(gradients, state, params)
+        return new_state, optax.apply_updates(params, updates)
+
+    # A gradient has the shape of its parameter, so the parameters' shapes stand for both.
+    results = walk.run(jaxprs.trace(update, params, state, params), [*parameters, *olds, *parameters])
+    for i, (old, new) in enumerate(zip(olds, results, strict=False)):
+        walk.link(old.dims, new.dims)
+        if len(new.origins) == 1:
+            (origin,) = new.origins
+            walk.planned[first + i] = dataclasses.replace(walk.planned[first + i], follows=origin)
+
+
+class _Walk:
+    """One walk through a program."""
+
+    def __init__(self) -> None:
+        self.planned: list[Leaf] = []
+        self._notes = Notes()
+        self._num_values = 0
+
+    def graph(self) -> Graph:
+        """All that was found."""
+        return self._notes.graph(self.planned)
+
+    def leaves(self, role: Role, tree: Any) -> list[Value]:
+        """Adds the leaves of a tree to the graph and returns their values."""
+        values = []
+        for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            value = self._value(tuple(leaf.shape), is_data=role == "batch")
+            self.planned.append(
+                Leaf(
+                    role=role,
+                    path=path_of(key_path),
+                    shape=value.shape,
+                    dtype=str(leaf.dtype),
+                    num_bytes=num_elements(value.shape) * leaf.dtype.itemsize,
+                    dims=value.dims,
+                )
+            )
+            values.append(value)
+        return values
+
+    def link(self, left: Dims, right: Dims) -> None:
+        """Links the dims of two values of one shape."""
+        for mine, theirs in zip(left, right, strict=True):
+            self._notes.factors.link(mine, theirs)
+
+    def run(self, program: Program, arguments: Sequence[Value]) -> list[Value]:
+        """Walks a program on `arguments` and returns the values of its outputs."""
+        known: dict[Any, Value] = dict(zip(program.inputs, arguments, strict=True))
+        known.update((constant, self._value(jaxprs.shape_of(constant))) for constant in program.constants)
+
+        def read(variable: Any) -> Value:
+            return self._value(jaxprs.shape_of(variable)) if jaxprs.is_literal(variable) else known[variable]
+
+        for equation in program.equations:
+            made = self._apply(equation, [read(variable) for variable in equation.inputs])
+            known.update(zip(equation.outputs, made, strict=True))
+        return [read(variable) for variable in program.outputs]
+
+    def _value(
+        self,
+        shape: tuple[int, ...],
+        dims: Dims | None = None,
+        *,
+        is_data: bool = False,
+        origins: frozenset[int] = frozenset(),
+    ) -> Value:
+        self._num_values += 1
+        return Value(
+            number=self._num_values,
+            shape=shape,
+            dims=self._notes.factors.new_dims(shape) if dims is None else dims,
+            is_data=is_data,
+            origins=origins,
+        )
+
+    def _apply(self, equation: Equation, inputs: list[Value]) -> list[Value]:
+        match jaxprs.inner(equation):
+            case Scan() as scan:
+                return self._scan(scan, inputs)
+            case While() as loop:
+                first = loop.num_cond_consts + loop.num_body_consts
+                return self._loop(loop.body, inputs[loop.num_cond_consts : first], inputs[first:], [])[0]
+            case Branches(branches):
+                return self._branches(branches, inputs[1:])
+            case Call(program):
+                return self.run(program, inputs)
+        if equation.name not in RULES:
+            self._notes.unknown(equation)
+        made = RULES.get(equation.name, links_nothing)(self._notes, equation, inputs)
+        is_data = any(value.is_data for value in inputs)
+        known = [] if is_data else [value.origins for value in inputs if value.shape]
+        origins = frozenset[int]().union(*known)
+        return [
+            self._value(shape, dims, is_data=is_data, origins=origins)
+            for shape, dims in zip(equation.output_shapes, made, strict=True)
+        ]
+
+    def _scan(self, scan: Scan, inputs: list[Value]) -> list[Value]:
+        num_given = scan.num_consts + scan.num_carry
+        steps = self._notes.factors.new_dim(scan.length)
+        self._notes.scan(steps)
+        slices = []
+        for value in inputs[num_given:]:
+            self._notes.factors.link(steps, value.dims[0])
+            slices.append(dataclasses.replace(value, shape=value.shape[1:], dims=value.dims[1:]))
+        outer, self._notes.num_runs = self._notes.num_runs, self._notes.num_runs * scan.length
+        consts, carry = inputs[: scan.num_consts], inputs[scan.num_consts : num_given]
+        carried, made = self._loop(scan.body, consts, carry, slices)
+        self._notes.num_runs = outer
+        stacked = [
+            dataclasses.replace(value, shape=(scan.length, *value.shape), dims=(steps, *value.dims)) for value in made
+        ]
+        return [*carried, *stacked]
+
+    def _loop(
+        self, body: Program, consts: list[Value], carry: list[Value], slices: list[Value]
+    ) -> tuple[list[Value], list[Value]]:
+        """The carry after any number of runs, and the other results of one.
+
+        A carry may start without the batch and meet it in the body: then the body is walked again, knowing that.
+        """
+        start = len(self._notes)
+        while True:
+            made = self.run(body, [*consts, *carry, *slices])
+            carried = [self._either(old, new) for old, new in zip(carry, made, strict=False)]
+            if all(
+                (old.is_data, old.origins) == (new.is_data, new.origins)
+                for old, new in zip(carry, carried, strict=True)
+            ):
+                return carried, made[len(carry) :]
+            self._notes.forget_after(start)
+            carry = carried
+
+    def _branches(self, branches: Sequence[Program], inputs: list[Value]) -> list[Value]:
+        results, *others = [self.run(branch, inputs) for branch in branches]
+        for other in others:
+            results = [self._either(mine, theirs) for mine, theirs in zip(results, other, strict=True)]
+        return results
+
+    def _either(self, left: Value, right: Value) -> Value:
+        """What is known of a value that may be one or the other."""
+        self.link(left.dims, right.dims)
+        is_data = left.is_data or right.is_data
+        origins = frozenset[int]() if is_data else left.origins | right.origins
+        return self._value(left.shape, left.dims, is_data=is_data, origins=origins)
