@@ -12,8 +12,9 @@ from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec, spec_of
 from jaxscale.sharding.graph import NotUnderstood, Role, path_of
 from jaxscale.sharding.limits import Limits
-from jaxscale.sharding.specs import BATCH_AXES, Spec, partition_spec
+from jaxscale.sharding.specs import BATCH_AXES, Spec, partition_spec, spec_text
 
+_HEADER = ("leaf", "shape", "split over", "bytes/device", "rule: why")
 # Where a training state keeps what was planned; a tree with these fields is a state, any other is one of the trees.
 _FIELDS: dict[Role, str] = {"parameter": "params", "optimizer": "opt_state", "batch": "batch"}
 
@@ -126,6 +127,31 @@ class ShardingPlan:
         """The bytes of all leaves of one role that one device holds."""
         return sum(leaf.bytes_per_device for leaf in self.leaves if leaf.role == role)
 
+    def render(self, *, every_leaf: bool = False) -> str:
+        """The plan as a table for people.
+
+        Args:
+          every_leaf: also the optimizer's leaves that are split as the parameter they are made from.
+        """
+        shown = [leaf for leaf in self.leaves if every_leaf or leaf.rules != ("follows",)]
+        hidden = [leaf for leaf in self.leaves if leaf not in shown]
+        lines = [f"mesh {self.mesh}: {self.mesh.num_devices} devices", ""]
+        lines += render_table([_HEADER, *(row for leaf in shown for row in _rows(leaf))])
+        if hidden:
+            num_bytes = sum(leaf.bytes_per_device for leaf in hidden)
+            lines += [
+                "",
+                f"{len(hidden)} leaves of optimizer state follow their parameters: {num_bytes:,} bytes/device",
+            ]
+        totals = [f"{role} {self.total_bytes_per_device(role):,}" for role in _FIELDS]
+        lines += ["", f"bytes/device: {', '.join(totals)}"]
+        if self.not_understood:
+            lines += ["", "not understood, so that dims which meet only there are planned apart:"]
+            lines += [
+                f"  {n.primitive} x {n.count}{f', first at {n.source}' * bool(n.source)}" for n in self.not_understood
+            ]
+        return "\n".join(lines)
+
     def to_json(self) -> Any:
         """The plan as JSON values."""
         return typed_json.encode(self)
@@ -142,3 +168,22 @@ class ShardingPlan:
     def _check_mesh(self, mesh: Mesh) -> None:
         if spec_of(mesh) != self.mesh:
             raise UsageError(f"the plan is for mesh {self.mesh}, got mesh {spec_of(mesh)}; derive a plan for that mesh")
+
+
+def render_table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with the columns aligned, the last one free.
+
+    >>> render_table([("a", "bb", "c"), ("aaa", "b", "d")])
+    ['a    bb  c', 'aaa  b   d']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _rows(leaf: PlannedLeaf) -> list[tuple[str, ...]]:
+    shape = " ".join(map(str, leaf.shape)) or "scalar"
+    name = leaf.path if leaf.role == "parameter" else f"{_FIELDS[leaf.role]}: {leaf.path}"
+    whys = [f"{rule}: {reason}" for rule, reason in zip(leaf.rules, leaf.reasons, strict=True)]
+    whys += [f"not {reason}" for reason in leaf.rejected]
+    first = (name, f"{shape} {leaf.dtype}", spec_text(leaf.spec), f"{leaf.bytes_per_device:,}", whys[0])
+    return [first, *(("", "", "", "", why) for why in whys[1:])]
