@@ -17,6 +17,7 @@ from retrieval.index import faiss_bridge
 from retrieval.index.folder import FORMAT, VERSION, Index, IndexDescription, OpenedIndex, has_true_vectors, open_index
 from retrieval.index.parameters import Hnsw, IndexRequest, choose_parameters
 from retrieval.index.recall import GIVEN, RECALL_K, SAMPLED, MeasuredRecall, recall, sample_rows, without_own_row
+from retrieval.search.dense import comparable
 from retrieval.search.exact import ExactSearcher
 from retrieval.vectors import Vectors
 
@@ -78,7 +79,7 @@ def build_index(
     if num_threads is None:
         num_threads = 1 if isinstance(parameters, Hnsw) else os.cpu_count() or 1
     with commit.draft(out, format=FORMAT, version=VERSION, replace=replace) as draft:
-        rows = vectors.read()
+        rows = comparable(vectors.read(), vectors.description.contract)
         content = faiss_bridge.build(rows, parameters, seed=options.seed, num_threads=num_threads).tobytes()
         failpoint("index.built")
         description = IndexDescription(
