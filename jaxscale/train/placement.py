@@ -9,7 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxscale.errors import UsageError
-from jaxscale.sharding.plan import batch_axes, batch_sharded, replicated
+from jaxscale.mesh import spec_of
+from jaxscale.sharding.derive import derive
+from jaxscale.sharding.plan import ShardingPlan, batch_axes, replicated
 from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.objective import Objective
 from jaxscale.train.randomness import named_key
@@ -21,6 +23,7 @@ class Placement:
     """Shapes and shardings of everything that a step reads and writes."""
 
     mesh: Mesh
+    plan: ShardingPlan
     # jax.ShapeDtypeStruct leaves.
     state: State
     state_shardings: Any
@@ -46,14 +49,22 @@ def place(objective: Objective, identity: TrainingIdentity, batch: Mapping[str, 
     """
     _check_batch(batch, identity, mesh)
     optimizer = identity.optimizer.transformation()
-    state = jax.eval_shape(lambda: new_state(objective.init_params(named_key(identity.seed, "params")), optimizer))
-    whole = replicated(mesh)
+    key = named_key(identity.seed, "params")
+    state = jax.eval_shape(lambda: new_state(objective.init_params(key), optimizer))
+    plan = derive(
+        lambda params, one_batch: objective.loss(params, one_batch, key)[0],
+        state["params"],
+        {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in batch.items()},
+        spec_of(mesh),
+        optimizer=optimizer,
+    )
     return Placement(
         mesh=mesh,
+        plan=plan,
         state=state,
-        state_shardings=jax.tree.map(lambda _: whole, state),
-        batch_sharding=batch_sharded(mesh),
-        metrics_sharding=whole,
+        state_shardings=plan.shardings(mesh, state),
+        batch_sharding=plan.batch_sharding(mesh),
+        metrics_sharding=replicated(mesh),
     )
 
 

@@ -61,7 +61,6 @@ class RunFolder:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._lock.release)
             self._check_place()
-            disk.make_directories(self.path)
             on_error.pop_all()
         self.events = EventLog(self.path)
 
@@ -108,6 +107,7 @@ class RunFolder:
             operation=operation,
             forked_from=forked_from,
         )
+        disk.make_directories(self.path)
         self.write_json(JOB_FILE, job)
         return job, found
 

@@ -52,6 +52,7 @@ def begin(setup: Setup) -> tuple[State, Progress]:
         past_sha256=past_sha256(setup.job.identity),
     )
     setup.folder.write_json("environment.json", now.environment)
+    setup.folder.write_json("plan.json", setup.placement.plan.to_json())
     latest = setup.checkpoints.latest()
     require_space(setup)
     if latest is not None:

@@ -88,25 +88,25 @@ class TinyJob:
     training: TrainingIdentity
     operation: Operation
     faults: Faults = Faults()
-    init_from: str = ""
+    start_folder: str = ""
 
     def check(self, mesh):
         pass
 
     def starting_from(self, path):
-        return dataclasses.replace(self, init_from=path)
+        return dataclasses.replace(self, start_folder=path)
 
     def objective(self):
         params = None
-        if self.init_from:
-            values = json.loads((Path(self.init_from) / "model.json").read_text())
+        if self.start_folder:
+            values = json.loads((Path(self.start_folder) / "model.json").read_text())
             params = jax.tree.map(
                 lambda leaf: np.asarray(leaf, np.float32), values, is_leaf=lambda leaf: isinstance(leaf, list)
             )
         return TinyObjective(
             identity={
                 "training": typed_json.encode(self.training),
-                "init": typed_json.fingerprint(values) if self.init_from else None,
+                "init": typed_json.fingerprint(values) if self.start_folder else None,
             },
             seed=self.training.seed,
             global_batch_size=self.training.global_batch_size,
