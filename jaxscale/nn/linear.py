@@ -20,18 +20,6 @@ from jaxscale.nn.keys import named_key
 Dims = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def precision_of(compute_dtype: DTypeLike) -> jax.lax.DotAlgorithmPreset | jax.lax.Precision:
-    """How a contraction computes: operands in `compute_dtype`, sums in float32, on every platform.
-
-    >>> precision_of(jnp.bfloat16).name
-    'BF16_BF16_F32'
-    """
-    if compute_dtype == jnp.bfloat16:
-        return jax.lax.DotAlgorithmPreset.BF16_BF16_F32
-    # Else TPUs would round float32 operands to bfloat16, and GPUs to TF32.
-    return jax.lax.Precision.HIGHEST
-
-
 def contract(
     left: Float[Array, "..."],
     right: Float[Array, "..."],
@@ -62,15 +50,13 @@ def contract(
 def _contract(
     left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims], compute_dtype: jnp.dtype
 ) -> Float32[Array, "..."]:
-    return _dot(left.astype(compute_dtype), right.astype(compute_dtype), dims, compute_dtype)
+    return _dot(left.astype(compute_dtype), right.astype(compute_dtype), dims)
 
 
-def _dot(
-    left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims], compute_dtype: jnp.dtype
-) -> Float32[Array, "..."]:
-    return jax.lax.dot_general(
-        left, right, dims, precision=precision_of(compute_dtype), preferred_element_type=jnp.float32
-    )
+def _dot(left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims]) -> Float32[Array, "..."]:
+    # In float32, anything but HIGHEST lets TPUs round the operands to bfloat16, and GPUs to TF32.
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _contract_forward(
@@ -85,11 +71,37 @@ def _contract_backward(
     operands: tuple[Float[Array, "..."], Float[Array, "..."]],
     cotangent: Float32[Array, "..."],
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    # In float32 for jax; the algorithm in `precision_of` rounds all three to bfloat16 inside the contraction.
-    left, right = (operand.astype(compute_dtype).astype(jnp.float32) for operand in operands)
-    _, transpose = jax.vjp(lambda x, w: _dot(x, w, dims, compute_dtype), left, right)
-    left_gradient, right_gradient = transpose(cotangent)
-    return left_gradient.astype(operands[0].dtype), right_gradient.astype(operands[1].dtype)
+    left, right = operands
+    (left_contracted, right_contracted), (left_batch, right_batch) = dims
+    left_free, right_free = _free(left, left_contracted, left_batch), _free(right, right_contracted, right_batch)
+    # The cotangent's dims: batch, free of left, free of right.
+    batch = tuple(range(len(left_batch)))
+    cotangent = cotangent.astype(compute_dtype)
+    from_left = tuple(range(len(batch), len(batch) + len(left_free)))
+    from_right = tuple(range(cotangent.ndim - len(right_free), cotangent.ndim))
+    # Each in the order that leaves a matrix where it is: XLA's CPU backend folds a transpose that follows a bfloat16
+    # dot into the dot, and has no code for what comes out.
+    left_gradient = _dot(cotangent, right.astype(compute_dtype), ((from_right, right_free), (batch, right_batch)))
+    right_gradient = _dot(left.astype(compute_dtype), cotangent, ((left_free, from_left), (left_batch, batch)))
+    left_order = (*left_batch, *left_free, *_in_step(left_contracted, right_contracted))
+    right_order = (*right_batch, *_in_step(right_contracted, left_contracted), *right_free)
+    return (
+        left_gradient.transpose(_inverse(left_order)).astype(left.dtype),
+        right_gradient.transpose(_inverse(right_order)).astype(right.dtype),
+    )
+
+
+def _free(operand: Float[Array, "..."], contracted: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dim for dim in range(operand.ndim) if dim not in {*contracted, *batch})
+
+
+def _in_step(dims: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    """`dims`, which pair up with `others`, in the increasing order of `others`."""
+    return tuple(dim for _, dim in sorted(zip(others, dims, strict=True)))
+
+
+def _inverse(permutation: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))
 
 
 _contract.defvjp(_contract_forward, _contract_backward)
