@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxscale.observe.host import cpu_model, memory_bytes, num_cores
+
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 
 # Options of jax that change what is computed, however they were set.
@@ -56,7 +58,7 @@ def snapshot() -> dict[str, Any]:
         "num_devices": len(devices),
         "num_processes": jax.process_count(),
         "num_local_devices": jax.local_device_count(),
-        "cpu_model": _cpu_model(),
+        "cpu_model": cpu_model(),
         "num_cores": num_cores(),
         "memory_bytes": memory_bytes(),
         "xla_flags": _without_private_paths(os.environ.get("XLA_FLAGS", "")),
@@ -89,36 +91,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines + _changed(_JAX_OPTIONS, old.get("jax_options", {}), new.get("jax_options", {}))
 
 
-def num_cores() -> int:
-    """The CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """The host's memory in bytes, or the control group's limit where that is smaller."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    given = [text for path in limits if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    return min([total, *map(int, given)])
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _without_private_paths(flags: str) -> str:

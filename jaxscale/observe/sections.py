@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from jaxscale.observe import charts
 from jaxscale.observe.markup import Html, element, join, table
+from jaxscale.observe.units import format_bytes, format_seconds
 
 _MAX_SNIPPET_CHARACTERS = 280
 _MAX_HALF_ROW_CHARACTERS = 42  # a longer pair of the environment takes a row of its own
@@ -267,32 +268,6 @@ class Environment:
         """The snapshot as a list of names and values; what is empty is left out."""
         pairs = [_pair(name, value) for name, value in _flatten(self.snapshot)]
         return join([_text(self.text), element("dl", *pairs, class_="environment")])
-
-
-def format_bytes(num_bytes: int) -> str:
-    """A byte count for people, in binary units.
-
-    >>> format_bytes(512), format_bytes(1536), format_bytes(15 * 2**20)
-    ('512 B', '1.5 KiB', '15 MiB')
-    """
-    value, units = float(num_bytes), ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-    for unit in units[:-1]:
-        if value < 1024:
-            return f"{value:.3g} {unit}" if unit != "B" else f"{num_bytes} B"
-        value /= 1024
-    return f"{value:.3g} {units[-1]}"
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people.
-
-    >>> format_seconds(0.25), format_seconds(42.31), format_seconds(245)
-    ('0.25 s', '42.3 s', '4 min 05 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
 
 
 def _text(text: str) -> Html:
