@@ -5,11 +5,23 @@ A message says what was wrong, what was got, what was expected and what to do, w
 Any other exception is a bug of ours and ends with exit code 1.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class JaxscaleError(Exception):
-    """Base of every error with a message meant for the user."""
+    """Base of every error with a message meant for the user.
+
+    Attributes:
+      exit_code: what the command line ends with.
+      report: what a verb has to report although it failed, as JSON values.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = dict(report or {})
 
 
 class UsageError(JaxscaleError):

@@ -6,6 +6,7 @@ choose the emulated devices. A verb is a module in `launch/verbs/` with a datacl
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import importlib.util
 import json
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxscale.errors import JaxscaleError, UsageError
+from jaxscale.errors import JaxscaleError, MachineError, UsageError
 
 # verb -> (module in launch/verbs, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -34,6 +35,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("eval", "a run and qrels -> metrics with confidence intervals"),
     "verify": ("verify", "checks any committed directory, bit by bit"),
 }
+
+# What the machine refuses wherever it happens: the disk is full, over quota, read-only or broken.
+_MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 # Verbs whose first argument names a recipe, which gives the flags their defaults.
 RECIPE_VERBS = frozenset({"train", "explain"})
@@ -72,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+            print(f"jaxscale: {error}; make room or choose another folder, then start again", file=sys.stderr)
+            return MachineError.exit_code
+        if not debug:
             print(
                 f"jaxscale: a bug of ours: {type(error).__name__}: {error}\n"
                 "  run the same command with --debug for the traceback, and please report it",
@@ -82,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    flags, words = _split_global_flags(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -90,15 +98,29 @@ def _run(words: list[str]) -> int:
         return 0
     _check_packages_are_ours()
     verb, rest = _split_verb(words)
-    flags, rest = _split_global_flags(rest)
     _prepare_process(flags)
     module = importlib.import_module(f"launch.verbs.{VERBS[verb][0]}")
     command = _parse(verb, module, rest)
-    report = command.run()
     if flags.json_file is not None:
-        flags.json_file.parent.mkdir(parents=True, exist_ok=True)
-        flags.json_file.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        _write_json(flags.json_file, {"error": f"{verb} has not ended"})
+    try:
+        report = command.run()
+    except JaxscaleError as error:
+        if flags.json_file is not None:
+            _write_json(flags.json_file, {"error": str(error), "exit_code": error.exit_code, **error.report})
+        raise
+    if flags.json_file is not None:
+        _write_json(flags.json_file, report)
     return 0
+
+
+def _write_json(path: Path, report: Any) -> None:
+    """Writes a verb's report; it is tried before the verb runs, so that no long work ends without its report."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    except OSError as error:
+        raise MachineError(f"--json={path} can't be written: {error}; name a file in a folder of yours") from error
 
 
 def _help() -> str:

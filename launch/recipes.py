@@ -56,7 +56,10 @@ def _from_file(name: str) -> Recipe:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their own module up, for annotations and for the comments that become help.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"recipe {name!r}: {path} does not run: {type(error).__name__}: {error}") from error
     recipe = getattr(module, function, None)
     if not callable(recipe):
         names = [n for n, _ in inspect.getmembers(module, inspect.isfunction)]
