@@ -146,6 +146,7 @@ class Checkpoints:
         Args:
           step: one of `steps()`.
           abstract_state: a tree whose leaves have `shape` and `dtype`; the state's, or a part of it by the same paths.
+            None reads every leaf, as a nested dict.
           shardings: a tree of shardings like `abstract_state`, or one for all; None gives numpy arrays.
           check: `full` checks every byte of the checkpoint, `sizes` names and sizes and the values that are read.
 
@@ -269,7 +270,8 @@ class Checkpoints:
             manifest = read_manifest(path)
         except FileNotFoundError:
             raise VerificationError(f"{path / 'MANIFEST.json'} is missing; nothing unfinished has that name") from None
-        roots = {f"{_ORBAX}/{STATE}/{name}" for name in arrays.named_leaves(abstract)}
+        names = [] if abstract is None else arrays.named_leaves(abstract)
+        roots = {f"{_ORBAX}/{STATE}/{name}" for name in names}
         read_by_codec = [name for name in manifest.files if arrays.array_of_chunk(name) in roots]
         commit.raise_if_damaged(path, compare(path, manifest, check, read_by_codec))
 
