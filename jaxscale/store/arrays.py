@@ -50,13 +50,14 @@ class ArrayHandle:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
-        """Reads a part, e.g. `handle[a:b]`: rows a to b, in memory.
+        """Reads a part, e.g. `handle[a:b]`: rows a to b, in memory. Bounds are numpy's, steps are positive.
 
         Raises:
           VerificationError: a chunk is missing or damaged; the message names its file.
         """
         if isinstance(index, slice):
-            index = slice(*index.indices(self.shape[0]))
+            start, stop, step = index.indices(self.shape[0])
+            index = slice(start, max(start, stop), step)
         return _wait(self._store[index].read(), self.path)
 
     def start(self, index: Index) -> Any:
