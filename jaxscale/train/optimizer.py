@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -106,6 +107,14 @@ class AdamWConfig:
 
     def transformation(self) -> optax.GradientTransformation:
         """The optax transformation, clipping left out: the step clips, since it logs the norm anyway."""
-        return optax.adamw(
+        adamw = optax.adamw(
             self.schedule.learning_rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
         )
+
+        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            # optax's bias correction raises a Python float to an int32 power, which strict promotion refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, new_state = adamw.update(grads, state, params)
+            return updates, new_state
+
+        return optax.GradientTransformation(adamw.init, update)

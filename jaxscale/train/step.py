@@ -31,7 +31,7 @@ def make_step(
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         key = step_key(identity.seed, "loss", state["step"])
         (loss, extra), grads = accumulated_gradient(objective.loss, identity.grad_accum, state["params"], batch, key)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         grads = _clip(grads, grad_norm, identity.optimizer.max_grad_norm)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])

@@ -33,11 +33,12 @@ class Faults:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TinyObjective:
-    """Fits `x @ TARGET`, x of two bucket lengths."""
+    """Fits `x @ TARGET`; the buckets are lengths of x."""
 
     identity: dict[str, Any]
     seed: int
     global_batch_size: int
+    num_buckets: int = 2
     faults: Faults = Faults()
     starting_params: dict[str, Any] | None = None
 
@@ -50,7 +51,7 @@ class TinyObjective:
 
     def loss(self, params, batch, key):
         hidden = jnp.tanh(batch["x"] @ params["hidden"]["w"])
-        hidden = hidden * jax.random.bernoulli(key, 0.9, (8,)).astype(jnp.float32)
+        hidden = hidden * jax.random.bernoulli(key, 0.9, hidden.shape).astype(jnp.float32)
         for _ in range(self.faults.num_extra_ops):
             hidden = jnp.sin(hidden) + 1e-3 * jnp.cos(hidden)
         error = hidden @ params["out"]["w"] + params["out"]["b"] - batch["y"]
@@ -62,7 +63,7 @@ class TinyObjective:
         if step == self.faults.dead_loader_at_step:
             raise OSError("the disk of the data is gone")
         rng = np.random.default_rng([self.seed, step])
-        x = rng.normal(size=(self.global_batch_size, 2 + step % 2, 4)).astype(np.float32)
+        x = rng.normal(size=(self.global_batch_size, 2 + step % self.num_buckets, 4)).astype(np.float32)
         first = self.faults.nan_from_step
         bad = first is not None and first <= step < self.faults.nan_until_step
         scale = np.full(self.global_batch_size, np.nan if bad else 1.0, np.float32)
@@ -87,6 +88,7 @@ class TinyJob:
 
     training: TrainingIdentity
     operation: Operation
+    num_buckets: int = 2
     faults: Faults = Faults()
     start_folder: str = ""
 
@@ -110,12 +112,13 @@ class TinyJob:
             },
             seed=self.training.seed,
             global_batch_size=self.training.global_batch_size,
+            num_buckets=self.num_buckets,
             faults=self.faults,
             starting_params=params,
         )
 
 
-def job(num_steps=12, faults=None, training=None, schedule=None, **operation):
+def job(num_steps=12, num_buckets=1, faults=None, training=None, schedule=None, **operation):
     """A job of the tiny objective; checkpoints every 4 steps, on 2 devices or what `mesh` says."""
     schedule = {"kind": "constant", "peak_learning_rate": 0.05, **(schedule or {})}
     identity = {"num_steps": num_steps, "global_batch_size": 16, "max_skipped_in_a_row": 3, **(training or {})}
@@ -123,6 +126,7 @@ def job(num_steps=12, faults=None, training=None, schedule=None, **operation):
     return TinyJob(
         training=TrainingIdentity(optimizer=AdamWConfig(schedule=ScheduleConfig(**schedule)), **identity),
         operation=Operation(**{**operated, **operation}),
+        num_buckets=num_buckets,
         faults=faults or Faults(),
     )
 
