@@ -36,6 +36,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "checks any committed directory, bit by bit"),
 }
 
+# As a shell reports a program that SIGPIPE ended: the verb may not have come to its end.
+_READER_LEFT = 141
+
 # What the machine refuses wherever it happens: the disk is full, over quota, read-only or broken.
 _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
@@ -61,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except JaxscaleError as error:
         if debug:
             traceback.print_exc()
@@ -71,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxscale: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        # Whoever read our answer has left; what is still in the buffer must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _READER_LEFT
     except Exception as error:
         if debug:
             traceback.print_exc()
