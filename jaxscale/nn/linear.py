@@ -79,16 +79,28 @@ def _contract_backward(
     cotangent = cotangent.astype(compute_dtype)
     from_left = tuple(range(len(batch), len(batch) + len(left_free)))
     from_right = tuple(range(cotangent.ndim - len(right_free), cotangent.ndim))
-    # Each in the order that leaves a matrix where it is: XLA's CPU backend folds a transpose that follows a bfloat16
-    # dot into the dot, and has no code for what comes out.
-    left_gradient = _dot(cotangent, right.astype(compute_dtype), ((from_right, right_free), (batch, right_batch)))
-    right_gradient = _dot(left.astype(compute_dtype), cotangent, ((left_free, from_left), (left_batch, batch)))
+    left, right = left.astype(compute_dtype), right.astype(compute_dtype)
     left_order = (*left_batch, *left_free, *_in_step(left_contracted, right_contracted))
-    right_order = (*right_batch, *_in_step(right_contracted, left_contracted), *right_free)
-    return (
-        left_gradient.transpose(_inverse(left_order)).astype(left.dtype),
-        right_gradient.transpose(_inverse(right_order)).astype(right.dtype),
-    )
+    right_order = (*right_batch, *right_free, *_in_step(right_contracted, left_contracted))
+    left_gradient = _ordered_dot(cotangent, right, (from_right, right_free), (batch, right_batch), left_order)
+    right_gradient = _ordered_dot(cotangent, left, (from_left, left_free), (batch, left_batch), right_order)
+    return left_gradient.astype(operands[0].dtype), right_gradient.astype(operands[1].dtype)
+
+
+def _ordered_dot(
+    left: Float[Array, "..."], right: Float[Array, "..."], contracted: Dims, batch: Dims, order: tuple[int, ...]
+) -> Float32[Array, "..."]:
+    """A contraction whose i-th dim (batch, free of left, free of right) goes to place order[i].
+
+    The operands change places where that leaves nothing to transpose: XLA's CPU backend folds a transpose that follows
+    a bfloat16 dot into the dot, and has no code for what comes out.
+    """
+    num_batch, num_right_free = len(batch[0]), right.ndim - len(batch[1]) - len(contracted[1])
+    middle = len(order) - num_right_free
+    swapped = (*order[:num_batch], *order[middle:], *order[num_batch:middle])
+    if swapped == tuple(range(len(order))):
+        return _dot(right, left, (contracted[::-1], batch[::-1]))
+    return _dot(left, right, (contracted, batch)).transpose(_inverse(order))
 
 
 def _free(operand: Float[Array, "..."], contracted: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
