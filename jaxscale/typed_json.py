@@ -4,6 +4,7 @@
 byte string that a value has (sorted keys, no spaces), and `fingerprint` hashes it. Jobs, contracts and manifests
 are written with it, so that what a run *is* can be compared by one hash.
 
+Fields that `__init__` does not take are derived from the others: they are neither written nor read.
 Unions of dataclasses are told apart by a `"type"` key that holds the class's name.
 """
 
@@ -38,7 +39,7 @@ def encode(value: Any) -> Any:
     {'x': 3, 'tags': ['a']}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: encode(_widen(f.type, getattr(value, f.name))) for f in dataclasses.fields(value) if f.init}
         return {"type": type(value).__name__, **fields} if _is_union_member(type(value)) else fields
     if isinstance(value, enum.Enum):
         return value.value
@@ -92,6 +93,16 @@ def _is_union_member(cls: type) -> bool:
     return "__json_union_member__" in vars(cls)
 
 
+def _widen(kind: Any, value: Any) -> Any:
+    """Whole numbers as floats where floats are annotated, so that equal dataclasses have equal bytes."""
+    args = typing.get_args(kind)
+    if isinstance(value, (list, tuple)) and typing.get_origin(kind) in (list, tuple):
+        kinds = args if len(args) == len(value) and Ellipsis not in args else args[:1] * len(value)
+        return [_widen(k, v) for k, v in zip(kinds, value, strict=True)]
+    is_float = kind is float or (isinstance(kind, types.UnionType) and float in args and int not in args)
+    return float(value) if is_float and type(value) is int else value
+
+
 def _string_key(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a JSON key must be a string, got {key!r}")
@@ -105,7 +116,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _decode_union(args, value, where)
     if origin is typing.Literal:
-        if value not in args:
+        if not any(type(value) is type(arg) and value == arg for arg in args):
             raise _mismatch(where, value, f"one of {', '.join(map(repr, args))}")
         return value
     if dataclasses.is_dataclass(kind):
@@ -126,8 +137,9 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if len(members) == 1:
         return _decode(members[0], value, where)
     by_name = {k.__name__: k for k in members if isinstance(k, type) and _is_union_member(k)}
-    if isinstance(value, dict) and value.get("type") in by_name:
-        return _decode(by_name[value["type"]], value, where)
+    name = value["type"] if isinstance(value, dict) and "type" in value else None
+    if isinstance(name, str) and name in by_name:
+        return _decode(by_name[name], value, where)
     for scalar in (k for k in members if k in (str, bool, int, float)):
         if type(value) is scalar:
             return value
