@@ -6,7 +6,7 @@ import gc
 import inspect
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxscale.errors import DataError
@@ -38,7 +38,7 @@ class Documented:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """`from module import name as local_name`; both names are `*` for a star.
+    """`from module import name as local_name`, or an assignment that does the same; both names are `*` for a star.
 
     `has_as` tells `import name as name`, which offers the name to others, from `import name`, which need not.
     """
@@ -60,6 +60,7 @@ class ParsedModule:
       added: what it documents for another module, with that module's name.
       names: the functions and classes defined at its top level.
       imports: the names it takes from other modules.
+      exported: its `__all__`, as far as it is written out.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ParsedModule:
     added: tuple[tuple[str, Documented], ...]
     names: frozenset[str]
     imports: tuple[Import, ...]
+    exported: frozenset[str]
 
 
 def parse_module(name: str, source: str, *, is_package: bool) -> ParsedModule:
@@ -98,6 +100,7 @@ def parse_module(name: str, source: str, *, is_package: bool) -> ParsedModule:
         added=tuple(_added_docs(statements)),
         names=frozenset(s.name for s in statements if isinstance(s, _Definition)),
         imports=tuple(_imports(statements, name, is_package)),
+        exported=frozenset(_exported(statements)),
     )
 
 
@@ -186,11 +189,37 @@ def _added_docs(statements: list[ast.stmt]) -> Iterator[tuple[str, Documented]]:
 
 
 def _imports(statements: list[ast.stmt], module: str, is_package: bool) -> Iterator[Import]:
+    modules: dict[str, str] = {}  # local name -> full name
     for statement in statements:
         if isinstance(statement, ast.ImportFrom):
             source = _absolute(statement, module, is_package)
             for alias in statement.names:
-                yield Import(source, alias.name, alias.asname or alias.name, alias.asname is not None)
+                local_name = alias.asname or alias.name
+                modules[local_name] = f"{source}.{alias.name}"
+                yield Import(source, alias.name, local_name, alias.asname is not None)
+        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            source, _, name = _imported(statement.value, modules).rpartition(".")
+            if source:
+                yield Import(source, name, statement.targets[0].id, True)
+
+
+def _imported(value: ast.expr, modules: Mapping[str, str]) -> str:
+    """The full name of `x` or `x.y` where `x` was imported, else an empty string."""
+    if isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name) and value.value.id in modules:
+        return f"{modules[value.value.id]}.{value.attr}"
+    return modules[value.id] if isinstance(value, ast.Name) and value.id in modules else ""
+
+
+def _exported(statements: list[ast.stmt]) -> Iterator[str]:
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AugAssign):
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        if isinstance(targets[0], ast.Name) and targets[0].id == "__all__" and isinstance(value, (ast.List, ast.Tuple)):
+            yield from (e.value for e in value.elts if isinstance(e, ast.Constant) and isinstance(e.value, str))
 
 
 def _absolute(statement: ast.ImportFrom, module: str, is_package: bool) -> str:

@@ -49,8 +49,8 @@ class PydocsConfig:
     packages: tuple[str, ...] = DEFAULT_PACKAGES
     min_body_chars: int = 40
     min_query_words: int = 3
-    dev_percent: int = 7
-    test_percent: int = 7
+    dev_percent: int = 8
+    test_percent: int = 8
 
     def __post_init__(self) -> None:
         if not (self.dev_percent >= 0 and self.test_percent >= 0 and self.dev_percent + self.test_percent <= 100):
@@ -213,6 +213,8 @@ def _askable(passages: Sequence[Passage], config: PydocsConfig, left_out: Counte
         summary = passage.documented.summary
         if len(summary.split()) < config.min_query_words:
             left_out["queries_too_short"] += 1
+        elif not summary[0].isalnum():
+            left_out["queries_of_markup"] += 1
         elif num_same[summary.casefold()] > 1:
             left_out["queries_not_unique"] += 1
         else:

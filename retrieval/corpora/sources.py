@@ -14,8 +14,10 @@ STANDARD_LIBRARY = "stdlib"
 
 # Tests, vendored copies and whole programs: their docstrings are not what a user looks for.
 _SKIPPED_FOLDERS = frozenset(
-    "__pycache__ _vendor dist-packages distutils ensurepip f2py idlelib lib2to3 pydoc_data site-packages sphinxext test testing tests "
-    "turtledemo".split()
+    (
+        *("__pycache__", "_vendor", "dist-packages", "distutils", "ensurepip", "f2py", "idlelib", "lib2to3"),
+        *("pydoc_data", "site-packages", "sphinxext", "test", "testing", "tests", "turtledemo"),
+    )
 )
 _SKIPPED_STEMS = frozenset(("__main__", "conftest", "setup"))
 
