@@ -18,10 +18,14 @@ from jaxscale.errors import DataError, UsageError
 from retrieval.search.analyser import Analyser, AnalyserConfig
 from retrieval.search.topk import TopK, best_of_all, require_positive_k
 
+# Anserini's for passages, https://github.com/castorini/anserini.
+DEFAULT_K1 = 0.9
+DEFAULT_B = 0.4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BM25Config:
-    """BM25's two parameters and its analyser; the defaults are Anserini's for passages.
+    """BM25's two parameters and its analyser.
 
     Attributes:
       k1: how soon more occurrences of a term stop counting, at least 0.
@@ -29,8 +33,8 @@ class BM25Config:
       analyser: how text becomes terms.
     """
 
-    k1: float = 0.9
-    b: float = 0.4
+    k1: float = DEFAULT_K1
+    b: float = DEFAULT_B
     analyser: AnalyserConfig = dataclasses.field(default_factory=AnalyserConfig)
 
     def __post_init__(self) -> None:

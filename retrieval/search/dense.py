@@ -53,13 +53,8 @@ class DenseSearch:
           UsageError: the query encoder does not speak the contract; the message says in what it differs.
         """
         contract.require_speaks(towers.identity("query"))
-        self._encoder, self._contract, self._rows, self._mesh = towers.query, contract, rows, mesh
+        self._towers, self._contract, self._rows, self._mesh = towers, contract, rows, mesh
         self._compute_dtype: ComputeDtype = compute_dtype
-
-    def encode(self, queries: Sequence[str]) -> Float32[np.ndarray, "Q E"]:
-        """The queries' vectors, as an inner product compares them."""
-        encoded = encode_texts(self._encoder, queries, self._mesh, compute_dtype=self._compute_dtype)
-        return comparable(encoded.vectors, self._contract)
 
     def search(self, queries: Sequence[str], k: int) -> TopK:
         """The best `k` rows of each query.
@@ -67,7 +62,33 @@ class DenseSearch:
         Raises:
           UsageError: `k` is below 1.
         """
-        return self._rows.search(self.encode(queries), k)
+        vectors = encode_queries(self._towers, self._contract, queries, self._mesh, compute_dtype=self._compute_dtype)
+        return self._rows.search(vectors, k)
+
+
+def encode_queries(
+    towers: LoadedTowers,
+    contract: EmbeddingContract,
+    queries: Sequence[str],
+    mesh: Mesh,
+    *,
+    compute_dtype: ComputeDtype = "float32",
+) -> Float32[np.ndarray, "Q E"]:
+    """The vectors of queries, as an inner product with the documents' vectors compares them.
+
+    Args:
+      towers: whose query encoder is used.
+      contract: of the documents' vectors.
+      queries: the texts.
+      mesh: its devices share every batch.
+      compute_dtype: dtype of the encoder's products.
+
+    Raises:
+      UsageError: the query encoder does not speak the contract.
+    """
+    contract.require_speaks(towers.identity("query"))
+    encoded = encode_texts(towers.query, queries, mesh, compute_dtype=compute_dtype)
+    return comparable(encoded.vectors, contract)
 
 
 def comparable(vectors: Float32[np.ndarray, "N E"], contract: EmbeddingContract) -> Float32[np.ndarray, "N E"]:
