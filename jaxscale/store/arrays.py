@@ -3,12 +3,14 @@
 The format is written down in docs/formats/arrays.md. Legend: N rows of an array, E the rest of its shape.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from jaxscale.store.failpoints import failpoint
 CHUNK_BYTES = 8 << 20
 _CRC_BYTES = 4
 _METADATA = "zarr.json"
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in the text of a TensorStore error
 
 Array = Shaped[np.ndarray, "..."] | Shaped[jax.Array, "..."]
 Index = tuple[slice, ...]
@@ -108,19 +111,23 @@ def write_tree(directory: str | Path, tree: Any) -> None:
 
 def write_named(directory: str | Path, values: Mapping[str, Array | Chunked]) -> None:
     """Writes several arrays by name; see `write`."""
-    directory, writes = Path(directory), []
-    for name, value in values.items():
-        failpoint("arrays.before_write")
-        chunked = value if isinstance(value, Chunked) else chunk(value)
-        store = _create(_array_path(directory, name), chunked)
-        writes += [
-            (directory / name, store[index].write(part, can_reference_source_data_indefinitely=True))
-            for index, part in chunked.parts
-            if part.size
-        ]
-    for path, future in writes:
-        _wait(future, path)
-        failpoint("arrays.after_write")
+    directory = Path(directory)
+    with contextlib.ExitStack() as in_flight:  # a failure leaves nothing behind that still writes
+        writes = []
+        for name, value in values.items():
+            failpoint("arrays.before_write")
+            chunked = value if isinstance(value, Chunked) else chunk(value)
+            store = _create(_array_path(directory, name), chunked)
+            for index, part in chunked.parts:
+                if part.size:
+                    future = store[index].write(part, can_reference_source_data_indefinitely=True)
+                    in_flight.callback(future.exception)
+                    writes.append((directory / name, future))
+        for path, future in writes:
+            if isinstance(error := future.exception(), ValueError):
+                raise _disk_error(error, path) from error
+            future.result()
+            failpoint("arrays.after_write")
 
 
 def read(directory: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
@@ -393,10 +400,10 @@ def _wait(future: Any, path: Path) -> Any:
         raise _disk_error(error, path) from error
 
 
-def _disk_error(error: ValueError, path: Path) -> Exception:
-    if "ENOSPC" in str(error) or "EDQUOT" in str(error):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    return OSError(errno.EIO, f"{os.strerror(errno.EIO)} ({error})", str(path))
+def _disk_error(error: ValueError, path: Path) -> OSError:
+    number = _OS_ERROR.search(str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, f"{os.strerror(code)}: TensorStore says {error}", str(path))
 
 
 def _damaged_files(path: Path) -> list[str]:
