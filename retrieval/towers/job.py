@@ -47,9 +47,9 @@ class DualTowerJob:
         self._check_start()
         self._check_lengths()
         self._check_batch()
-        best, names = self.operation.best, metric_names(sampled=self.data.dev_sampled)
-        if best is not None and best.metric not in names:
-            raise UsageError(f"operation.best.metric={best.metric!r} must be one of {', '.join(names)}")
+        best, names = self.operation.best_metric, metric_names(sampled=self.data.dev_sampled)
+        if best and best not in names:
+            raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
 
     def starting_from(self, path: str) -> Self:
         """The job with the transformer, tokenizer and weights of the folder at `path` to start from."""
