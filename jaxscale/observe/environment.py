@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -61,8 +62,8 @@ def snapshot() -> dict[str, Any]:
         "cpu_model": cpu_model(),
         "num_cores": num_cores(),
         "memory_bytes": memory_bytes(),
-        "xla_flags": _without_private_paths(os.environ.get("XLA_FLAGS", "")),
-        "libtpu_init_args": _without_private_paths(os.environ.get("LIBTPU_INIT_ARGS", "")),
+        "xla_flags": _without_paths(os.environ.get("XLA_FLAGS", "")),
+        "libtpu_init_args": _without_paths(os.environ.get("LIBTPU_INIT_ARGS", "")),
         "jax_variables": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -98,8 +99,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _without_private_paths(flags: str) -> str:
-    return " ".join(flag for flag in flags.split() if not flag.startswith("--xla_dump"))
+def _without_paths(flags: str) -> str:
+    """The flags, `...` in the place of each path: where a dump goes tells a person's folders and changes nothing."""
+    return " ".join(re.sub(r"=\S*/\S*", "=...", flag) for flag in flags.split())
 
 
 def _checkout() -> dict[str, Any]:
