@@ -29,7 +29,8 @@ _CALLS = frozenset(
     }
 )
 _CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_LIBRARIES = ("jax", "flax", "optax", "jaxtyping")
+_SITE_PACKAGES = pathlib.Path(jax.__file__).parent.parent
+_LIBRARY_FOLDERS = tuple(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Equation:
         """`file.py:line` of the user's code that made it; empty where jax kept none."""
         traceback = self.source_info.traceback
         for frame in [] if traceback is None else traceback.frames:
-            if not set(pathlib.PurePath(frame.file_name).parts) & set(_LIBRARIES):
+            if not frame.file_name.startswith(_LIBRARY_FOLDERS):
                 return f"{pathlib.PurePath(frame.file_name).name}:{frame.line_num}"
         return ""
 

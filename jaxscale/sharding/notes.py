@@ -43,7 +43,8 @@ class _Scanned:
 
 @dataclasses.dataclass(frozen=True)
 class _Unknown:
-    equation: Equation
+    primitive: str
+    source: str
 
 
 class Notes:
@@ -83,9 +84,9 @@ class Notes:
         """Notes that a scan goes through `dim` one by one."""
         self._notes.append(_Scanned(dim))
 
-    def unknown(self, equation: Equation) -> None:
-        """Notes an equation that no rule understands."""
-        self._notes.append(_Unknown(equation))
+    def unknown(self, primitive: str, source: str) -> None:
+        """Notes a primitive that no rule understands, and the user's line that made it."""
+        self._notes.append(_Unknown(primitive, source))
 
     def graph(self, leaves: Sequence[Leaf]) -> Graph:
         """The graph of `leaves` and of all that was noted.
@@ -109,7 +110,7 @@ class Notes:
             ),
             scanned=self._union([note.dim for note in self._notes if isinstance(note, _Scanned)]),
             looked_up=self._union([note.dim for note in self._notes if isinstance(note, _LookedUp)]),
-            not_understood=_not_understood([note.equation for note in self._notes if isinstance(note, _Unknown)]),
+            not_understood=_not_understood([note for note in self._notes if isinstance(note, _Unknown)]),
         )
 
     def _contraction(self, note: _Contracted) -> Contraction:
@@ -143,10 +144,10 @@ class Notes:
         return frozenset(self._joined(dims))
 
 
-def _not_understood(equations: Sequence[Equation]) -> tuple[NotUnderstood, ...]:
-    by_name: dict[str, list[Equation]] = collections.defaultdict(list)
-    for equation in equations:
-        by_name[equation.name].append(equation)
+def _not_understood(notes: Sequence[_Unknown]) -> tuple[NotUnderstood, ...]:
+    by_name: dict[str, list[_Unknown]] = collections.defaultdict(list)
+    for note in notes:
+        by_name[note.primitive].append(note)
     return tuple(
         NotUnderstood(primitive=name, count=len(found), source=found[0].source)
         for name, found in sorted(by_name.items())

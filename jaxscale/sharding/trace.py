@@ -57,7 +57,10 @@ def _trace_update(
         return new_state, optax.apply_updates(params, updates)
 
     # A gradient has the shape of its parameter, so the parameters' shapes stand for both.
-    results = walk.run(jaxprs.trace(update, params, state, params), [*parameters, *olds, *parameters])
+    # How an optimizer's own code promotes its scalars is its business, even where a user's is strict.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        program = jaxprs.trace(update, params, state, params)
+    results = walk.run(program, [*parameters, *olds, *parameters])
     for i, (old, new) in enumerate(zip(olds, results, strict=False)):
         walk.link(old.dims, new.dims)
         if len(new.origins) == 1:
@@ -72,6 +75,8 @@ class _Walk:
         self.planned: list[Leaf] = []
         self._notes = Notes()
         self._num_values = 0
+        # The calls that the walk is inside of, outermost first.
+        self._calls: list[Equation] = []
 
     def graph(self) -> Graph:
         """All that was found."""
@@ -140,9 +145,12 @@ class _Walk:
             case Branches(branches):
                 return self._branches(branches, inputs[1:])
             case Call(program):
-                return self.run(program, inputs)
+                self._calls.append(equation)
+                results = self.run(program, inputs)
+                self._calls.pop()
+                return results
         if equation.name not in RULES:
-            self._notes.unknown(equation)
+            self._notes.unknown(equation.name, self._source(equation))
         made = RULES.get(equation.name, links_nothing)(self._notes, equation, inputs)
         is_data = any(value.is_data for value in inputs)
         known = [] if is_data else [value.origins for value in inputs if value.shape]
@@ -151,6 +159,11 @@ class _Walk:
             self._value(shape, dims, is_data=is_data, origins=origins)
             for shape, dims in zip(equation.output_shapes, made, strict=True)
         ]
+
+    def _source(self, equation: Equation) -> str:
+        """The user's line that made an equation; inside jax's own functions, the line that called them."""
+        sources = (candidate.source for candidate in (equation, *reversed(self._calls)))
+        return next((source for source in sources if source), "")
 
     def _scan(self, scan: Scan, inputs: list[Value]) -> list[Value]:
         num_given = scan.num_consts + scan.num_carry
