@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxscale.errors import DataError
@@ -104,17 +104,20 @@ def test_a_derived_field_is_neither_written_nor_read():
     assert "derived" not in encode(A_JOB)
 
 
+@settings(max_examples=50)
 @given(jobs)
 def test_what_is_encoded_is_decoded_to_the_same_value_through_a_file(job):
     assert decode(Job, json.loads(json.dumps(encode(job)))) == job
 
 
+@settings(max_examples=50)
 @given(jobs, jobs)
 def test_fingerprints_are_equal_where_values_are_equal(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (canonical(one) == canonical(other))
     assert fingerprint(decode(Job, encode(one))) == fingerprint(one)
 
 
+@settings(max_examples=50)
 @given(json_values)
 def test_canonical_is_json_of_the_same_value_and_does_not_depend_on_the_order_of_keys(value):
     def reverse(value):

@@ -7,7 +7,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxscale.errors import DataError, MachineError
@@ -56,6 +56,7 @@ def test_non_finite_values_are_strings_in_the_file_and_floats_when_read(tmp_path
     assert (row["b"], row["c"]) == (math.inf, -math.inf)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.floats(width=32) | st.integers(-(2**40), 2**40), min_size=1, max_size=5))
 def test_what_is_written_is_read_back_exactly(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("run")
