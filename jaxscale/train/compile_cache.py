@@ -3,8 +3,11 @@
 The folder is as trusted as the program itself: whoever can write there can run code as this user.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -13,15 +16,17 @@ from jaxscale.errors import MachineError
 
 # Below this a program compiles faster than the disk gives it back.
 _MIN_COMPILE_S = 0.2
+_OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
-def enable(setting: str) -> Path | None:
-    """Turns jax's persistent compilation cache on or off for this process.
+@contextlib.contextmanager
+def enabled(setting: str) -> Iterator[Path | None]:
+    """Turns jax's persistent compilation cache on or off for this process, and back at the end.
 
     Args:
       setting: a folder, `auto` (the user's cache folder) or `off`.
 
-    Returns:
+    Yields:
       The folder, or None.
 
     Raises:
@@ -29,20 +34,32 @@ def enable(setting: str) -> Path | None:
     """
     folder = None if setting == "off" else default_folder() if setting == "auto" else Path(setting).absolute()
     if folder is not None:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise MachineError(f"compile_cache={setting}: {error}; name another folder, or 'off'") from error
-        if not os.access(folder, os.W_OK):
-            raise MachineError(f"compile_cache={setting}: {folder} can't be written; name another folder, or 'off'")
-    jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_S)
-    # jax opens its cache once; it has to be told that the folder is another one.
-    compilation_cache.reset_cache()
-    return folder
+        _make(folder, setting)
+    before = {name: getattr(jax.config, name) for name in _OPTIONS}
+    _configure(dict(zip(_OPTIONS, (None if folder is None else str(folder), _MIN_COMPILE_S), strict=True)))
+    try:
+        yield folder
+    finally:
+        _configure(before)
 
 
 def default_folder() -> Path:
     """`jaxscale/compile` in the user's cache folder, as the XDG base directory specification names it."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "jaxscale" / "compile"
+
+
+def _make(folder: Path, setting: str) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"compile_cache={setting}: {error}; name another folder, or 'off'") from error
+    if not os.access(folder, os.W_OK):
+        raise MachineError(f"compile_cache={setting}: {folder} can't be written; name another folder, or 'off'")
+
+
+def _configure(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    # jax opens its cache once; it has to be told that the folder is another one.
+    compilation_cache.reset_cache()

@@ -18,7 +18,7 @@ import jax
 from jaxscale import typed_json
 from jaxscale.errors import DivergedError, UsageError
 from jaxscale.mesh import mesh_from_text
-from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter
+from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from jaxscale.store import disk
 from jaxscale.store.checkpoints import Checkpoints
 from jaxscale.train import compile_cache
@@ -90,7 +90,7 @@ def train(
             done = folder.finished(identity.num_steps)
             if done is not None:
                 return _finished_already(folder, done)
-            compile_cache.enable(operation.compile_cache)
+            stack.enter_context(compile_cache.enabled(operation.compile_cache))
             setup = Setup(
                 objective=objective,
                 identity=identity,
@@ -120,6 +120,7 @@ class _Loop:
     ) -> None:
         self._setup, self._writer, self._stop = setup, writer, stop
         self._state, self._progress = state, progress
+        self._first_step = progress.step
         self._saved_step = setup.checkpoints.latest()
         self._saving_step: int | None = None
         self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
@@ -194,11 +195,17 @@ class _Loop:
         best = _better(self._setup.operation, self._progress.best, step, metrics)
         self._progress = dataclasses.replace(self._progress, last_evaluated=step, best=best)
         if metrics:
-            self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()}, show=False)
+            if step != self._first_step or not self._has_dev_row(step):
+                self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()}, show=False)
             self._setup.folder.events.write(
                 "evaluated", step=step, metrics=metrics, best=best, evaluate_s=round(time.monotonic() - started, 3)
             )
         self._last_row = (step, time.monotonic())
+
+    def _has_dev_row(self, step: int) -> bool:
+        """Whether a process that was killed before it saved had written the dev metric of this step already."""
+        rows = read_metrics(self._setup.folder.path)
+        return any(row["step"] == step and name.startswith("dev/") for row in rows for name in row)
 
     def _save(self) -> None:
         """Starts a save; the next one, or the end, waits until it is committed."""

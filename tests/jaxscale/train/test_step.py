@@ -75,14 +75,19 @@ def reference_steps(job, num_steps):
         optax.clip_by_global_norm(adamw.max_grad_norm),
         optax.adamw(adamw.schedule.learning_rate, b1=adamw.b1, b2=adamw.b2, eps=adamw.eps, weight_decay=0.0),
     )
-    params = objective.init_params(named_key(identity.seed, "params"))
-    state, losses = optimizer.init(params), []
-    for number in range(num_steps):
+
+    @jax.jit
+    def one(params, state, batch, number):
         key = step_key(identity.seed, "loss", number)
-        (loss, _), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, objective.batch(number), key)
+        (loss, _), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, batch, key)
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state, loss
+
+    params = jax.jit(objective.init_params)(named_key(identity.seed, "params"))
+    state, losses = jax.jit(optimizer.init)(params), []
+    for number in range(num_steps):
+        params, state, loss = one(params, state, objective.batch(number), number)
         losses.append(float(loss))
     return jax.device_get(params), losses
 

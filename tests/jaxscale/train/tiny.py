@@ -14,6 +14,7 @@ from jaxscale import typed_json
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 
+COMPILE_CACHE = "off"
 TARGET = np.random.default_rng(7).normal(size=(4,)).astype(np.float32)
 
 
@@ -122,7 +123,7 @@ def job(num_steps=12, num_buckets=1, faults=None, training=None, schedule=None, 
     """A job of the tiny objective; checkpoints every 4 steps, on 2 devices or what `mesh` says."""
     schedule = {"kind": "constant", "peak_learning_rate": 0.05, **(schedule or {})}
     identity = {"num_steps": num_steps, "global_batch_size": 16, "max_skipped_in_a_row": 3, **(training or {})}
-    operated = {"mesh": "data=2@0-1", "checkpoint_every_steps": 4, "log_every_steps": 2, "compile_cache": "off"}
+    operated = {"mesh": "data=2@0-1", "checkpoint_every_steps": 4, "log_every_steps": 2, "compile_cache": COMPILE_CACHE}
     return TinyJob(
         training=TrainingIdentity(optimizer=AdamWConfig(schedule=ScheduleConfig(**schedule)), **identity),
         operation=Operation(**{**operated, **operation}),
