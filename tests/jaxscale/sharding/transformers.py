@@ -33,7 +33,7 @@ def contrastive_loss(config: TransformerConfig) -> Callable[[Any, Any], jax.Arra
         weights = batch["mask"].astype(jnp.float32)[..., None]
         pooled = jnp.sum(hidden * weights, axis=1) / jnp.sum(weights, axis=1)
         queries, documents = pooled[::2], pooled[1::2]
-        scores = jnp.matmul(queries, documents.T, precision="highest")
+        scores = jnp.matmul(queries, documents.T, precision="highest") / 8.0
         return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(scores, axis=-1)))
 
     return loss
@@ -57,4 +57,9 @@ def init(config: TransformerConfig) -> Any:
     """Parameters by numpy, which is much faster than compiling the model's own initialisation."""
     shapes = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
     generator = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0.0, 0.1, leaf.shape), leaf.dtype), shapes)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(generator.normal(mean, 0.1, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
