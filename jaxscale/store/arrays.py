@@ -278,18 +278,20 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, must_divide: bool = Fa
       itemsize: bytes of one value.
       must_divide: whether each dim of the chunk has to divide that of `shape`.
 
-    >>> chunk_shape((1000, 1024, 1024), 4)
-    (2, 1024, 1024)
+    >>> chunk_shape((2500, 1024), 4)
+    (1250, 1024)
     >>> chunk_shape((6, 1024, 1024), 2, must_divide=True)
     (3, 1024, 1024)
     """
     room, sizes = max(1, CHUNK_BYTES // itemsize), []
     for size in reversed(shape):
         taken = max(1, min(size, room))
-        while must_divide and size % taken:
-            taken -= 1
-        sizes.append(taken)
         room = room // taken if taken == size else 1
+        if must_divide:
+            taken = next(part for part in range(taken, 0, -1) if size % part == 0)
+        elif size:
+            taken = -(-size // -(-size // taken))  # as few chunks, of equal size: an edge chunk is filled up on disk
+        sizes.append(taken)
     return tuple(reversed(sizes))
 
 

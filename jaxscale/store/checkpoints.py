@@ -9,12 +9,13 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import datetime
+import math
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from jaxscale.errors import DataError, UsageError, VerificationError
@@ -23,7 +24,7 @@ from jaxscale.store.checksums import Check, compare
 from jaxscale.store.failpoints import failpoint
 from jaxscale.store.lock import WriterLock
 from jaxscale.store.manifest import read_manifest
-from jaxscale.store.orbax_handler import METADATA, STATE, orbax_context
+from jaxscale.store.orbax_handler import METADATA, STATE, on_host, orbax_context
 from jaxscale.store.step_names import Mark, mark_name, marked_in, step_name, steps_in
 
 FORMAT, VERSION = "jaxscale.checkpoint", 1
@@ -67,6 +68,7 @@ class Checkpoints:
         self._lock: WriterLock | None = None
         self._executor: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: concurrent.futures.Future[None] | None = None
+        self._cancelled = threading.Event()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -90,9 +92,15 @@ class Checkpoints:
         return self.directory / step_name(step)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Saves a step and returns when it is durable; see `save_async`."""
-        self.save_async(step, state, metadata)
-        self.wait()
+        """Saves a step and returns when it is durable; see `save_async`. Makes no copy of the state."""
+        self._start(step, state, metadata, copy=False)
+        cancelled = self._cancelled
+        try:
+            self.wait()
+        except BaseException:
+            # Interrupted while it waited: the caller may overwrite the state now, so the step must not be committed.
+            cancelled.set()
+            raise
 
     def save_async(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Copies the state to the host and returns; the write goes on in a thread, one at a time.
@@ -109,16 +117,18 @@ class Checkpoints:
           UsageError: the step is there already.
           Exception: what the previous save failed with; that step was then not saved.
         """
+        self._start(step, state, metadata, copy=True)
+
+    def _start(self, step: int, state: Any, metadata: dict[str, Any], *, copy: bool) -> None:
         self.wait()
         if step in self.steps():
             raise UsageError(f"step {step} is saved already in {self.directory}; restore it, or remove it first")
-        leaves = arrays.named_leaves(state)
-        num_bytes = sum(np.dtype(_dtype(leaf)).itemsize * int(np.prod(np.shape(leaf))) for leaf in leaves.values())
-        draft = self._open_draft(step, num_bytes, len(leaves))
+        parts = on_host(state, copy=copy)
+        draft = self._open_draft(step, parts)
         try:
             with orbax_context():
                 response = ocp.save_checkpointables_async(
-                    commit.draft_path(self.path(step), _draft_id(step)) / _ORBAX, {STATE: state, METADATA: metadata}
+                    commit.draft_path(self.path(step), _draft_id(step)) / _ORBAX, {STATE: parts, METADATA: metadata}
                 )
         except BaseException:
             if draft is not None:
@@ -126,7 +136,8 @@ class Checkpoints:
             raise
         if self._executor is None:
             self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending = self._executor.submit(self._finish, step, draft, response)
+        self._cancelled = threading.Event()
+        self._pending = self._executor.submit(self._finish, step, draft, response, self._cancelled)
 
     def wait(self) -> None:
         """Returns when the save in progress, if any, is durable.
@@ -223,22 +234,25 @@ class Checkpoints:
                 self._lock.release()
                 self._lock = None
 
-    def _open_draft(self, step: int, num_bytes: int, num_leaves: int) -> commit.Draft | None:
+    def _open_draft(self, step: int, parts: dict[str, arrays.Chunked]) -> commit.Draft | None:
         """The draft of a step; None in the processes that only add their shards to it."""
         if not _is_primary():
             return None
         self.acquire()
-        needed = int(num_bytes * (1 + _OVERHEAD_SHARE)) + num_leaves * _OVERHEAD_BYTES_PER_LEAF
-        disk.require_free(self.directory, needed, f"checkpoint {step}")
+        num_bytes = sum(part.dtype.itemsize * math.prod(part.shape) for part in parts.values())
+        needed_bytes = int(num_bytes * (1 + _OVERHEAD_SHARE)) + len(parts) * _OVERHEAD_BYTES_PER_LEAF
+        disk.require_free(self.directory, needed_bytes, f"checkpoint {step}")
         draft = commit.Draft(self.path(step), format=FORMAT, version=VERSION, id=_draft_id(step))
-        draft.counts |= {"step": step, "num_leaves": num_leaves, "num_bytes": num_bytes}
+        draft.counts |= {"step": step, "num_leaves": len(parts), "num_bytes": num_bytes}
         return draft
 
-    def _finish(self, step: int, draft: commit.Draft | None, response: Any) -> None:
+    def _finish(self, step: int, draft: commit.Draft | None, response: Any, cancelled: threading.Event) -> None:
         """In the background: ends Orbax's part, commits, and only then lets older steps go."""
         try:
             with commit.full_disk_is_an_environment_error(self.path(step)):
                 response.result()
+                if cancelled.is_set():
+                    return
                 if draft is not None:
                     draft.commit()
             _barrier(f"jaxscale.checkpoint.{step}")
@@ -288,10 +302,6 @@ class Checkpoints:
         if _is_primary():
             (self.directory / mark_name(step, mark)).unlink(missing_ok=True)
             disk.fsync(self.directory)
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
 def _draft_id(step: int) -> str:

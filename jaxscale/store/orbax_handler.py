@@ -26,10 +26,9 @@ _NUM_COPY_THREADS = 4
 class TreeHandler:
     """Writes and reads a tree of arrays with `jaxscale.store.arrays`; Orbax's CheckpointableHandler protocol."""
 
-    async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
-        """Copies the tree to the host, which blocks, and returns the write, which Orbax awaits in the background."""
-        failpoint("checkpoints.before_host_copy")
-        return self._write(directory, copy_to_host(checkpointable))
+    async def save(self, directory: Any, checkpointable: dict[str, arrays.Chunked]) -> Awaitable[None]:
+        """Returns the write, which Orbax awaits in the background; `checkpointable` is what `on_host` gave."""
+        return self._write(directory, checkpointable)
 
     async def _write(self, directory: Any, chunked: dict[str, arrays.Chunked]) -> None:
         path = Path(await directory.await_creation())
@@ -72,21 +71,27 @@ def orbax_context() -> Any:
     return context
 
 
-def copy_to_host(tree: Any) -> dict[str, arrays.Chunked]:
-    """Copies what this process holds of each leaf into memory of its own, so that the caller may overwrite the tree.
+def on_host(tree: Any, *, copy: bool) -> dict[str, arrays.Chunked]:
+    """The part of each leaf that this process writes, by name, on the host.
 
     Args:
       tree: arrays of jax (sharded in any way) or numpy, and numbers.
+      copy: whether the parts are in memory of their own, so that the caller may overwrite the tree; otherwise they
+        share the leaves' memory where they can.
 
     Returns:
       The leaves by name, ready for `arrays.write_named`.
     """
+    failpoint("checkpoints.before_host_copy")
     leaves = arrays.named_leaves(tree)
     for leaf in leaves.values():
         if isinstance(leaf, jax.Array):
+            arrays.refuse_keys(leaf)
             for shard in leaf.addressable_shards:
                 if shard.replica_id == 0:
                     shard.data.copy_to_host_async()
+    if not copy:
+        return {name: arrays.chunk(leaf) for name, leaf in leaves.items()}
     copies: list[tuple[np.ndarray, np.ndarray]] = []
     copied = {name: _plan_copy(leaf, copies) for name, leaf in leaves.items()}
     with ThreadPoolExecutor(_NUM_COPY_THREADS) as pool:
@@ -96,7 +101,6 @@ def copy_to_host(tree: Any) -> dict[str, arrays.Chunked]:
 
 def _plan_copy(leaf: Any, copies: list[tuple[np.ndarray, np.ndarray]]) -> arrays.Chunked:
     """Allocates a leaf's copy and adds to `copies` what has to be copied where."""
-    arrays.refuse_keys(leaf)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         held = arrays.chunk(leaf)
         owned = tuple((index, np.empty_like(part)) for index, part in held.parts)
