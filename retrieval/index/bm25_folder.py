@@ -79,7 +79,7 @@ def build_bm25(corpus: BeirFolder, out: Path, config: BM25Config | None = None, 
         corpus_hash = CorpusHash()
         docs = [corpus_hash.add(doc) for doc in corpus.docs()]
         bm25 = BM25.build((doc.passage for doc in docs), config)
-        failpoint("bm25.built")
+        failpoint("lexical_index.built")
         description = BM25Description(
             config=bm25.config,
             analyser_fingerprint=bm25.analyser.fingerprint,

@@ -1,59 +1,16 @@
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-
 import numpy as np
 import pytest
 
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import mesh_from_text
-from jaxscale.store.failpoints import VARIABLE
 from retrieval.embed import embed_corpus, embed_described
-from retrieval.encode import EncodedTexts, encode_texts
+from retrieval.encode import encode_texts
 from retrieval.formats.beir import BeirFolder
 from retrieval.vectors import open_vectors
+from tests.jaxscale.store import faults
 from tests.retrieval.small_vectors import describe, small_docs
 from tests.retrieval.tiny_retriever import MAX_LENGTH, tiny_docs, tiny_towers, write_corpus
-
-NUM_DOCS, NUM_DIMS, SHARD_SIZE = 23, 8, 5
-
-
-def fake_encode(texts):
-    """Vectors that depend on a text and on those beside it, as those of a real batch may."""
-    lengths = np.array([len(text) for text in texts], np.float32)
-    vectors = np.sin(np.outer(lengths + lengths.sum(), np.arange(1, NUM_DIMS + 1))).astype(np.float32)
-    return EncodedTexts(vectors=vectors, num_truncated=int((lengths > 30).sum()))
-
-
-def description():
-    return describe(small_docs(NUM_DOCS), NUM_DIMS, SHARD_SIZE)
-
-
-# A process that embeds the small corpus with the double above; slow enough for a kill at a random time to hit it.
-EMBED = textwrap.dedent(
-    """
-    import sys, time
-    from pathlib import Path
-    from retrieval.embed import embed_described
-    from tests.retrieval.small_vectors import small_docs
-    from tests.retrieval.test_embed import description, fake_encode
-
-    def encode(texts):
-        time.sleep(float(sys.argv[2]))
-        return fake_encode(texts)
-
-    print("ready", flush=True)
-    embed_described(lambda: small_docs(23), Path(sys.argv[1]), description(), encode)
-    """
-)
-
-
-def start(out, *, failpoint=None, pause_s=0.0):
-    env = os.environ | ({VARIABLE: failpoint} if failpoint else {})
-    return subprocess.Popen([sys.executable, "-c", EMBED, str(out), str(pause_s)], env=env, stdout=subprocess.PIPE)
+from tests.retrieval.writers import NUM_DIMS, NUM_DOCS, SHARD_SIZE, description, embed_small, fake_encode
 
 
 def files_below(path):
@@ -72,20 +29,11 @@ def mesh():
     return mesh_from_text("data=2@0-1")
 
 
-def resumed_after(out, failpoints):
-    """Embeds into `out`, killed at every failpoint in turn, and then to the end; returns the exit codes."""
-    codes = []
-    for failpoint in [*failpoints, None]:
-        process = start(out, failpoint=failpoint)
-        process.communicate(timeout=120)
-        codes.append(process.returncode)
-    return codes
-
-
 def test_killed_at_failpoints_in_turn_the_bytes_are_those_of_an_uninterrupted_run(tmp_path, uninterrupted):
-    failpoints = ["embed.shard_encoded:kill@2", "commit.before_rename:kill", "embed.before_finish:kill"]
-    codes = resumed_after(tmp_path / "v", failpoints)
-    assert codes == [-signal.SIGKILL] * len(failpoints) + [0]
+    for failpoint in ("embed.shard_encoded@2", "commit.after_rename", "embed.before_finish"):
+        faults.run_until_killed(embed_small, tmp_path / "v", failpoint=failpoint)
+        assert not (tmp_path / "v").exists()
+    embed_small(tmp_path / "v")
     assert files_below(tmp_path / "v") == uninterrupted
     assert [p.name for p in tmp_path.iterdir()] == ["v"]
 
@@ -108,26 +56,19 @@ def test_killed_at_failpoints_in_turn_the_bytes_are_those_of_an_uninterrupted_ru
     ],
 )
 def test_killed_at_any_failpoint(tmp_path, uninterrupted, name, nth):
-    codes = resumed_after(tmp_path / "v", [f"{name}:kill@{nth}"])
-    num_passes = 5 if name in ("embed.shard_encoded", "arrays.before_write") else 6
-    assert codes == [-signal.SIGKILL if nth <= num_passes else 0, 0]
+    num_passes = 5 if name.startswith(("embed.", "arrays.")) else 6
+    faults.run_until_killed(embed_small, tmp_path / "v", failpoint=f"{name}@{min(nth, num_passes)}")
+    embed_small(tmp_path / "v")
     assert files_below(tmp_path / "v") == uninterrupted
 
 
 @pytest.mark.slow
 def test_killed_at_random_times(tmp_path, uninterrupted):
-    rng, num_kills = np.random.default_rng(0), 0
-    for attempt in range(30):
-        process = start(tmp_path / "v", pause_s=0.05)
-        process.stdout.readline()
-        time.sleep(float(rng.uniform(0.02, 0.25)) if attempt < 20 else 5)
-        process.kill()
-        process.communicate()
-        if process.returncode == 0:
-            break
-        num_kills += 1
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        faults.run_and_kill_after(embed_small, tmp_path / "v", 0.1, delay_s=float(rng.uniform(0.5, 3)))
         assert not (tmp_path / "v").exists() or files_below(tmp_path / "v") == uninterrupted
-    assert num_kills > 2
+    embed_small(tmp_path / "v")
     assert files_below(tmp_path / "v") == uninterrupted
 
 
