@@ -1,5 +1,7 @@
 """Refusals, before anything compiles: examples that don't divide, an axis that nothing uses, a silent copy."""
 
+import collections
+
 from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec
 from jaxscale.sharding.graph import Graph
@@ -27,17 +29,15 @@ def check(graph: Graph, plan: ShardingPlan) -> None:
 
 
 def _indivisible_batches(plan: ShardingPlan) -> list[str]:
-    refusals = []
+    refusals: dict[str, list[str]] = collections.defaultdict(list)
     for leaf in plan.leaves:
         parts = num_parts(plan.mesh, leaf.spec[0]) if leaf.role == "batch" and leaf.shape else 1
         if parts > 1 and leaf.shape[0] % parts:
             lower = leaf.shape[0] // parts * parts
             use = f"{lower} or {lower + parts}" if lower else str(parts)
-            refusals.append(
-                f"batch {leaf.path}: {leaf.shape[0]} examples must be divisible by {'*'.join(leaf.spec[0])}={parts}; "
-                f"use {use}"
-            )
-    return refusals
+            what = f"{leaf.shape[0]} examples must be divisible by {'*'.join(leaf.spec[0])}={parts}; use {use}"
+            refusals[what].append(leaf.path)
+    return [f"{what} (batch {', '.join(paths)})" for what, paths in refusals.items()]
 
 
 def _unused_axes(plan: ShardingPlan) -> list[str]:
@@ -49,9 +49,15 @@ def _unused_axes(plan: ShardingPlan) -> list[str]:
 def _why_idle(plan: ShardingPlan, axis: str) -> str:
     if axis == "stage":
         return "there is no rule that makes pipeline stages; use stage=1"
-    said = [f"{leaf.path}: {reason}" for leaf in plan.leaves for reason in leaf.rejected if f"over {axis}" in reason]
-    unique = list(dict.fromkeys(said))[:_MAX_SHOWN]
-    return "; ".join(unique) if unique else f"no dim is of the kind that {axis} splits; use {axis}=1"
+    said: dict[str, list[str]] = collections.defaultdict(list)
+    for leaf in plan.leaves:
+        for reason in leaf.rejected:
+            if f"over {axis}" in reason and leaf.role == "parameter":
+                said[reason].append(leaf.path)
+    if not said:
+        return f"no dim is of the kind that {axis} splits; use {axis}=1"
+    shown = list(said.items())[:_MAX_SHOWN]
+    return "; ".join(f"{paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)}: {why}" for why, paths in shown)
 
 
 def _copies(graph: Graph, plan: ShardingPlan) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxscale.errors import UsageError
-from jaxscale.mesh import spec_of
+from jaxscale.mesh import MeshSpec, spec_of
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.plan import ShardingPlan, batch_axes, replicated
 from jaxscale.train.job import TrainingIdentity
@@ -48,16 +48,8 @@ def place(objective: Objective, identity: TrainingIdentity, batch: Mapping[str, 
       UsageError: the batch can't be cut as grad_accum and the mesh ask.
     """
     _check_batch(batch, identity, mesh)
-    optimizer = identity.optimizer.transformation()
-    key = named_key(identity.seed, "params")
-    state = jax.eval_shape(lambda: new_state(objective.init_params(key), optimizer))
-    plan = derive(
-        lambda params, one_batch: objective.loss(params, one_batch, key)[0],
-        state["params"],
-        {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in batch.items()},
-        spec_of(mesh),
-        optimizer=optimizer,
-    )
+    state = abstract_state(objective, identity)
+    plan = plan_step(objective, identity, batch, spec_of(mesh))
     return Placement(
         mesh=mesh,
         plan=plan,
@@ -66,6 +58,36 @@ def place(objective: Objective, identity: TrainingIdentity, batch: Mapping[str, 
         batch_sharding=plan.batch_sharding(mesh),
         metrics_sharding=replicated(mesh),
     )
+
+
+def plan_step(
+    objective: Objective, identity: TrainingIdentity, batch: Mapping[str, np.ndarray], spec: MeshSpec
+) -> ShardingPlan:
+    """Where a run's arrays live on a mesh of the given spec, whose devices need not be there.
+
+    Args:
+      objective: what is trained.
+      identity: its optimizer.
+      batch: any of its batches, for names, shapes and dtypes.
+      spec: with every size resolved.
+
+    Raises:
+      UsageError: the mesh does not suit the step.
+    """
+    key = named_key(identity.seed, "params")
+    return derive(
+        lambda params, one_batch: objective.loss(params, one_batch, key)[0],
+        abstract_state(objective, identity)["params"],
+        {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in batch.items()},
+        spec,
+        optimizer=identity.optimizer.transformation(),
+    )
+
+
+def abstract_state(objective: Objective, identity: TrainingIdentity) -> State:
+    """The shapes of a run's state, as `jax.ShapeDtypeStruct` leaves."""
+    optimizer = identity.optimizer.transformation()
+    return jax.eval_shape(lambda: new_state(objective.init_params(named_key(identity.seed, "params")), optimizer))
 
 
 def _check_batch(batch: Mapping[str, np.ndarray], identity: TrainingIdentity, mesh: Mesh) -> None:

@@ -1,0 +1,52 @@
+"""`jaxscale explain`: the table, the JSON, and meshes of devices that are not there."""
+
+import json
+
+import pytest
+
+from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.plan import ShardingPlan
+from launch import cli
+from tests.retrieval.towers.small_pairs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(write_pairs(tmp_path_factory.mktemp("pairs") / "pairs"))
+
+
+def test_it_prints_the_plan_and_reports_it_as_json(folder, tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    words = ["explain", "two_tower_tiny", "--data.folder", folder, "--mesh", "data=2,fsdp=2,tensor=2"]
+    assert cli.main([*words, "--json", str(report)]) == 0
+    text = capsys.readouterr().out
+    assert "mesh data=2,fsdp=2,tensor=2: 8 devices" in text
+    plan = ShardingPlan.from_json(json.loads(report.read_text()))
+    assert plan.mesh == MeshSpec(data=2, fsdp=2, tensor=2)
+    assert plan.not_understood == ()
+    table = {line.split("  ")[0] for line in text.splitlines()}
+    assert {leaf.path for leaf in plan.leaves if leaf.role == "parameter"} <= table
+    token = next(leaf for leaf in plan.leaves if leaf.path.endswith("embeddings/token/table"))
+    assert token.spec == (("tensor",), ("fsdp",))
+
+
+def test_devices_that_are_not_there_can_be_explained(folder, capsys):
+    words = ["explain", "two_tower_tiny", "--data.folder", folder, "--mesh", "fsdp=16,tensor=16"]
+    assert cli.main(words) == 0
+    assert "256 devices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("tensor=3,data=2", "nothing is split over tensor=3"),
+        ("stage=2", "there is no rule that makes pipeline stages"),
+        ("data=3", "16 examples must be divisible by data=3; use 15 or 18"),
+        ("fdsp=2", "did you mean 'fsdp'?"),
+    ],
+)
+def test_a_mesh_that_does_not_suit_is_refused(folder, capsys, mesh, message):
+    assert cli.main(["explain", "two_tower_tiny", "--data.folder", folder, "--mesh", mesh]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
