@@ -4,6 +4,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+Row = tuple[str, ...]
+
 
 class Html(str):
     """Markup that is safe to stand in a page as it is."""
@@ -39,7 +41,9 @@ def join(children: Any, between: str = "") -> Html:
     return Html(between.join(child if isinstance(child, Html) else html.escape(child) for child in children))
 
 
-def table(caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, numeric: frozenset[int]) -> Html:
+def table(
+    caption: str, columns: tuple[str, ...], groups: Sequence[tuple[str, Sequence[Row]]], *, numeric: frozenset[int]
+) -> Html:
     """A table whose first column heads its rows.
 
     Where the screen is narrow, a table of more than three columns becomes a list of cells, each with its column's
@@ -48,31 +52,40 @@ def table(caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]
     Args:
       caption: what the table tells; also the name of the box for screen readers.
       columns: the header of each column.
-      rows: the cells, `Html` or text.
+      groups: rows of cells, `Html` or text, under the name of their group; a group without a name has no header.
       numeric: the columns that are aligned to the right.
     """
     right = ["number" if index in numeric else None for index in range(len(columns))]
     head = [
         element("th", text, scope="col", role="columnheader", class_=right[index]) for index, text in enumerate(columns)
     ]
-    body = [
+    bodies = [
         element(
-            "tr",
-            element("th", row[0], scope="row", role="rowheader"),
-            *(
-                element("td", element("div", cell), role="cell", data_column=columns[index], class_=right[index])
-                for index, cell in enumerate(row[1:], 1)
-            ),
-            role="row",
+            "tbody", *_group_header(name, len(columns)), *(_row(row, columns, right) for row in rows), role="rowgroup"
         )
-        for row in rows
+        for name, rows in groups
     ]
     content = element(
         "table",
         element("caption", caption),
         element("thead", element("tr", *head, role="row"), role="rowgroup"),
-        element("tbody", *body, role="rowgroup"),
+        *bodies,
         role="table",
         class_="stacks" if len(columns) > 3 else None,
     )
     return element("div", content, class_="scroll", role="region", tabindex="0", aria_label=caption)
+
+
+def _group_header(name: str, num_columns: int) -> list[Html]:
+    if not name:
+        return []
+    header = element("th", name, scope="rowgroup", role="rowheader", colspan=num_columns)
+    return [element("tr", header, role="row", class_="group")]
+
+
+def _row(row: Row, columns: tuple[str, ...], right: list[str | None]) -> Html:
+    cells = [
+        element("td", element("div", cell), role="cell", data_column=columns[index], class_=right[index])
+        for index, cell in enumerate(row[1:], 1)
+    ]
+    return element("tr", element("th", row[0], scope="row", role="rowheader"), *cells, role="row")

@@ -1,6 +1,7 @@
 """The sections that a report is made of: frozen data, each with the HTML of its body."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from jaxscale.observe.markup import Html, element, join, table
 from jaxscale.observe.units import format_bytes, format_seconds
 
 _MAX_SNIPPET_CHARACTERS = 280
+_MAX_TILES = 16  # more in a row of a small drawing are a grey smear
 _MAX_HALF_ROW_CHARACTERS = 42  # a longer pair of the environment takes a row of its own
 
 
@@ -139,15 +141,14 @@ class PlanTable:
         shape = " × ".join(f"{axis} {size}" for axis, size in self.mesh if size > 1) or "one device"
         total = sum(row.bytes_per_device for row in self.rows)
         caption = f"{len(self.rows)} arrays on the mesh {shape}; {format_bytes(total)} on each device"
-        content = table(
-            caption,
-            ("array", "its tiles", "shape and split", "per device", "why"),
-            [self._cells(row) for row in self.rows],
-            numeric=frozenset({3}),
-        )
-        return join([_text(self.text), content])
+        columns = ("array", "its tiles", "shape and split", "per device", "why")
+        groups = [
+            (_breakable(parent), [self._cells(row, parent) for row in rows])
+            for parent, rows in itertools.groupby(self.rows, lambda row: _parent(row.leaf))
+        ]
+        return join([_text(self.text), table(caption, columns, groups, numeric=frozenset({3}))])
 
-    def _cells(self, row: PlanRow) -> tuple[str, ...]:
+    def _cells(self, row: PlanRow, parent: str) -> tuple[str, ...]:
         sizes = dict(self.mesh)
         parts = [math.prod(sizes[axis] for axis in axes) for axes in row.axes]
         copies = math.prod(sizes.values()) // math.prod(parts)
@@ -157,7 +158,7 @@ class PlanTable:
             whole = "whole on each device" if math.prod(parts) == 1 else f"{copies} copies"
             split = join([split, element("span", whole, class_="copies")])
         return (
-            element("code", _breakable(row.leaf)),
+            element("code", _breakable(row.leaf.removeprefix(parent))),
             _tiles(parts),
             element("span", split, class_="split"),
             format_bytes(row.bytes_per_device),
@@ -201,7 +202,7 @@ class MetricsTable:
             [
                 _text(self.text),
                 element("figure", chart),
-                table(self.caption, ("", *self.measures), rows, numeric=numeric),
+                table(self.caption, ("", *self.measures), [("", rows)], numeric=numeric),
             ]
         )
 
@@ -253,7 +254,9 @@ class Timings:
             (name, _bar(seconds / total if total else 0.0), format_seconds(seconds)) for name, seconds in self.phases_s
         ]
         caption = f"{format_seconds(total)} in all"
-        return join([_text(self.text), table(caption, ("phase", "share", "time"), rows, numeric=frozenset({2}))])
+        return join(
+            [_text(self.text), table(caption, ("phase", "share", "time"), [("", rows)], numeric=frozenset({2}))]
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,6 +293,15 @@ def _dim(size: int, axes: tuple[str, ...]) -> Html:
     return join([str(size), *(element("span", axis, class_="axis") for axis in axes)])
 
 
+def _parent(leaf: str) -> str:
+    """The part of a path that heads a group: all but its last two names, with the slash after it.
+
+    >>> _parent("towers/shared/attention/key/bias"), _parent("temperature")
+    ('towers/shared/attention/', '')
+    """
+    return "".join(part + "/" for part in leaf.split("/")[:-2])
+
+
 def _breakable(name: str) -> Html:
     """A qualified name or a path that may be broken after its dots and slashes."""
     parts = re.split(r"(?<=[./])", name)
@@ -299,8 +311,10 @@ def _breakable(name: str) -> Html:
 def _tiles(parts: list[int]) -> Html:
     """A small drawing of an array cut into its parts, one of them filled: what one device holds."""
     cuts = [part for part in parts if part > 1]
-    num_rows = min(cuts[0], 16) if cuts else 1
-    num_columns = min(math.prod(cuts[1:]), 16)
+    if len(cuts) == 1 and len(parts) > 1 and parts[-1] > 1:
+        cuts = [1, *cuts]  # the last dim alone is cut: side by side
+    num_rows = min(cuts[0], _MAX_TILES) if cuts else 1
+    num_columns = min(math.prod(cuts[1:]), _MAX_TILES)
     width, height = 48, 32
     tile = f"M0 0h{width / num_columns:g}v{height / num_rows:g}H0z"
     lines = [f"M0 {height * i / num_rows:g}h{width}" for i in range(1, num_rows)]
