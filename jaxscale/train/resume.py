@@ -101,12 +101,14 @@ class Fork:
         ...
         jaxscale.errors.UsageError: --fork-from runs/a@x: got step 'x', expected a whole number, as in RUN@400
         """
-        folder, at, step = text.rpartition("@") if "@" in text else (text, "", "")
+        if (Path(text) / "job.json").is_file():
+            return cls(run=Path(text), step=None)
+        folder, at, step = text.rpartition("@")
         if at and not step.isdigit():
             raise UsageError(f"--fork-from {text}: got step {step!r}, expected a whole number, as in RUN@400")
-        if not (Path(folder) / "job.json").is_file():
-            raise UsageError(f"--fork-from {text}: {folder} is not a run folder: it has no job.json")
-        return cls(run=Path(folder), step=int(step) if at else None)
+        if not at or not (Path(folder) / "job.json").is_file():
+            raise UsageError(f"--fork-from {text}: {folder or text} is not a run folder: it has no job.json")
+        return cls(run=Path(folder), step=int(step))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

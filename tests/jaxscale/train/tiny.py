@@ -140,5 +140,13 @@ def tiny():
 def tiny_long():
     """Steps enough to be killed in the midst of, each made slow by its loader."""
     return job(
-        num_steps=60, mesh="data=1@0", faults=Faults(batch_s=0.02), training={"grad_accum": 2}, eval_every_steps=8
+        num_steps=96,
+        num_buckets=2,
+        mesh="data=2@0-1",
+        faults=Faults(batch_s=0.02),
+        training={"grad_accum": 2},
+        checkpoint_every_steps=8,
+        eval_every_steps=16,
+        best_metric="error",
+        best_mode="min",
     )
