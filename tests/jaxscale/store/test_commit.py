@@ -113,6 +113,15 @@ def test_a_reader_ends_a_replacement_that_was_cut(tmp_path: Path) -> None:
     assert content_of(tmp_path / "x") == "one"
 
 
+def test_a_writer_ends_a_replacement_that_was_cut(tmp_path: Path) -> None:
+    write(tmp_path / "x", "one")
+    os.rename(tmp_path / "x", tmp_path / "x.old-01234567")
+    with pytest.raises(UsageError, match="exists already"):
+        write(tmp_path / "x", "two")
+    assert content_of(tmp_path / "x") == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
 def test_leftovers_of_the_dead_are_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in ("x.tmp-01234567", "x.tmp-mine", "y.tmp-01234567", "x.tmp-01234567.txt"):
         (tmp_path / name).mkdir()
