@@ -52,7 +52,7 @@ def _why_idle(plan: ShardingPlan, axis: str) -> str:
     said: dict[str, list[str]] = collections.defaultdict(list)
     for leaf in plan.leaves:
         for reason in leaf.rejected:
-            if f"over {axis}" in reason and leaf.role == "parameter":
+            if f"over {axis}=" in reason and leaf.role == "parameter":
                 said[reason].append(leaf.path)
     if not said:
         return f"no dim is of the kind that {axis} splits; use {axis}=1"

@@ -114,7 +114,7 @@ def vocabulary(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -
         dim, size = found[0], leaf.shape[found[0]]
         if size % mesh.tensor:
             return choice.reject(f"dim {dim} ({size}) over tensor={mesh.tensor}: {_not_divisible(size, mesh.tensor)}")
-        return choice.place(dim, ("tensor",), "vocabulary", f"dim {dim} ({size}) holds rows that the batch looks up")
+        return choice.place(dim, ("tensor",), "vocabulary", f"dim {dim} ({size}) is indexed by the batch")
 
     return tuple(
         split(leaf, choice) if leaf.role == "parameter" else choice
@@ -186,11 +186,10 @@ def _fully_sharded(graph: Graph, mesh: MeshSpec, limits: Limits, leaf: Leaf, cho
     for i, size in enumerate(leaf.shape):
         if i in scanned:
             continue
-        split_already = mesh.tensor if choice.spec[i] else 1
-        if size % (mesh.fsdp * split_already):
-            rejected.append(
-                f"dim {i} ({size}) over fsdp={mesh.fsdp}: {_not_divisible(size, mesh.fsdp * split_already)}"
-            )
+        axes = (*choice.spec[i], "fsdp")
+        parts = num_parts(mesh, axes)
+        if size % parts:
+            rejected.append(f"dim {i} ({size}) over {'*'.join(axes)}={parts}: {_not_divisible(size, parts)}")
         else:
             legal.append((bool(choice.spec[i]), -size, i))
     for reason in rejected:

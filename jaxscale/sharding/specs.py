@@ -16,8 +16,8 @@ BATCH_AXES = tuple(axis for axis in AXES if axis not in _AXES_WITHOUT_BATCH)
 def partition_spec(spec: Spec) -> PartitionSpec:
     """The spec in the form jax knows.
 
-    >>> partition_spec(((), ("fsdp",), ()))
-    PartitionSpec(None, 'fsdp')
+    >>> tuple(partition_spec(((), ("fsdp",), ())))
+    (None, 'fsdp')
     """
     entries = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
     while entries and entries[-1] is None:

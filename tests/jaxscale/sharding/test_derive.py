@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen, nnx
 
-from jaxscale.mesh import MeshSpec
+from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.specs import spec_text
@@ -115,6 +116,42 @@ def test_heads_are_split_and_never_their_width():
         "dim 1 (4 x 6) over tensor=8: 4 pieces can't be shared by 8; sizes that can: 1, 2, 4" in by_path["a/q"].rejected
     )
     assert by_path["up"].spec == ((), ("tensor",))
+
+
+def test_flax_nnx_attention_is_split_by_heads():
+    """Flax's own attention, of rank-3 kernels [D, H, C]."""
+    module = nnx.MultiHeadAttention(num_heads=4, in_features=16, qkv_features=32, decode=False, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(module)
+    got, plan = specs(
+        lambda params, x: nnx.merge(graphdef, params)(x),
+        nnx.to_pure_dict(state),
+        floats(x=(8, 5, 16))["x"],
+        "data=2,tensor=4",
+    )
+    assert got["query/kernel"] == got["key/kernel"] == got["value/kernel"] == "-, tensor, -"
+    assert got["query/bias"] == "tensor, -"
+    assert got["out/kernel"] == "tensor, -, -"
+    assert got["out/bias"] == "-"
+    assert plan.not_understood == ()
+
+
+def test_flax_linen_has_its_own_tree():
+    class Block(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            hidden = linen.gelu(linen.Dense(64, name="up")(linen.LayerNorm()(x)))
+            return x + linen.Dense(16, name="down")(hidden)
+
+    x = floats(x=(8, 16))["x"]
+    params = jax.eval_shape(Block().init, jax.random.key(0), x)
+    got, plan = specs(Block().apply, params, x, "fsdp=2,tensor=4")
+    assert got["params/up/kernel"] == "fsdp, tensor"
+    assert got["params/down/kernel"] == "tensor, fsdp"
+    mesh = make_mesh(MeshSpec(fsdp=2, tensor=4))
+    # A tree whose own top is called `params`, alone and inside a training state.
+    alone, inside = plan.shardings(mesh, params), plan.shardings(mesh, {"params": params})
+    assert alone == inside["params"]
+    assert alone["params"]["up"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", "tensor")
 
 
 def test_consecutive_matmuls_alternate():
