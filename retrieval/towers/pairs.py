@@ -12,6 +12,7 @@ from jaxtyping import Int
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
+from retrieval.formats.lines import read_lines
 from retrieval.formats.trec import Qrels
 from retrieval.records import Doc, Query
 from retrieval.towers.loss import NO_DOCUMENT
@@ -198,28 +199,32 @@ def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negativ
     return PairTable(query_ids=query_ids, pairs=pairs, known_positives=known, hard_negatives=negatives)
 
 
-def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class _NegativesLine:
+    """A line of a file of hard negatives."""
+
+    query_id: str
+    doc_ids: list[str]
+
+
+def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, Int[np.ndarray, "_"]]:
     if not path.is_file():
         raise DataError(f"hard_negatives: there is no file {str(path)!r}")
-    found: dict[str, np.ndarray] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-                query_id, doc_ids = record["query_id"], record["doc_ids"]
-            except (ValueError, TypeError, KeyError):
-                expected = '{"query_id": "...", "doc_ids": ["...", ...]}'
-                raise DataError(f"{where}: got {line[:80]!r}, expected {expected}") from None
-            if query_id in found:
-                raise DataError(f"{where}: query {query_id!r} stands in the file twice")
-            unknown = next((doc for doc in doc_ids if doc not in source.doc_rows), None)
-            if unknown is not None:
-                raise DataError(f"{where}: document {unknown!r} is not in corpus.jsonl")
-            found[query_id] = np.array(sorted({source.doc_rows[doc] for doc in doc_ids}), np.int32)
-    unknown_query = next((query for query in found if query not in source.queries), None)
-    if unknown_query is not None:
-        raise DataError(f"{path}: query {unknown_query!r} is not among the judged queries; is it of another corpus?")
+    found: dict[str, Int[np.ndarray, "_"]] = {}
+    for number, text in read_lines(path):
+        where = f"{path}:{number}"
+        try:
+            line = typed_json.decode(_NegativesLine, json.loads(text), where)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON: {error}") from None
+        if line.query_id in found:
+            raise DataError(f"{where}: query {line.query_id!r} stands in the file twice")
+        if line.query_id not in source.queries:
+            raise DataError(f"{where}: query {line.query_id!r} is not a judged one; is the file of another corpus?")
+        unknown = next((doc for doc in line.doc_ids if doc not in source.doc_rows), None)
+        if unknown is not None:
+            raise DataError(f"{where}: document {unknown!r} is not in corpus.jsonl; is the file of another corpus?")
+        found[line.query_id] = np.array(sorted({source.doc_rows[doc] for doc in line.doc_ids}), np.int32)
     return found
 
 
