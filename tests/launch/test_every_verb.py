@@ -1,0 +1,91 @@
+"""What holds for every verb: help with an example, unknown flags, and bad input that writes nothing."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.cli import RECIPE_VERBS, VERBS, main
+from launch.verbs import doctor
+
+RECIPE = "two_tower_tiny"
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    """An own folder with an empty folder, a file of garbage and an empty file in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_WAIT_POLICY", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "2"))
+    monkeypatch.setattr(doctor, "check_native_libraries", lambda: [])  # starts a process; its own test runs it
+    Path("folder").mkdir()
+    Path("garbage").write_bytes(b"\x00garbage\xff\n")
+    Path("empty").write_bytes(b"")
+
+
+def words_of(verb):
+    """The verb with what has to stand behind it."""
+    behind = {"import hf": "folder", "verify": "folder"} | dict.fromkeys(RECIPE_VERBS, RECIPE)
+    return [*verb.split(), *behind.get(verb, "").split()]
+
+
+def tree():
+    return sorted((str(path), path.read_bytes() if path.is_file() else None) for path in Path().rglob("*"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words_of(verb), "--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"Example: jaxscale {verb}" in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_flag_is_a_usage_error(verb, capsys):
+    before = tree()
+    with pytest.raises(SystemExit) as stopped:
+        main([*words_of(verb), "--no-such-flag-anywhere", "3"])
+    assert stopped.value.code == 2
+    assert "no-such-flag-anywhere" in "".join(capsys.readouterr())
+    assert tree() == before
+
+
+BAD_INPUT = [
+    ("corpus pydocs --packages zstandard --out garbage", 2, "garbage"),
+    ("embed --model none --corpus folder --out out", 3, "none"),
+    ("embed --model folder --corpus folder --out out", 3, "folder"),
+    ("embed --model garbage --corpus folder --out out", 3, "garbage"),
+    ("eval --run none --qrels empty", 3, "none"),
+    ("eval --run garbage --qrels garbage", 3, "garbage:1"),
+    ("eval --run empty --qrels none", 3, "none"),
+    ("explain nothing_like_it", 2, "unknown recipe"),
+    ("import hf none --out out", 3, "none"),
+    ("import hf folder --out out", 3, "config.json"),
+    ("search --model none --index none --query x", 3, "none"),
+    ("search --model folder --index folder --query x", 3, "folder"),
+    ("train two_tower_tinyy --out out", 2, "did you mean 'two_tower_tiny'?"),
+    ("train two_tower_tiny --out out --data.folder none", 3, "none"),
+    ("train two_tower_tiny --out out --data.folder folder --mesh fsdp=3", 2, "fsdp=3"),
+    ("train two_tower_tiny --out out --data.folder folder --mesh nonsense=2", 2, "nonsense"),
+    ("verify none", 3, "none"),
+    ("verify folder", 3, "nothing committed"),
+    ("doctor --at none", 4, "not fit to run"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "message"), BAD_INPUT)
+def test_bad_input_is_one_message_and_its_exit_code_and_writes_nothing(line, code, message, capsys):
+    before = tree()
+    assert main([*line.split(), "--json", "report.json"]) == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("jaxscale: ") == 1
+    assert "Traceback" not in shown
+    report = Path("report.json")
+    if report.exists():  # a recipe that there is not is found before the report is tried
+        assert json.loads(report.read_text())["exit_code"] == code
+        report.unlink()
+    assert tree() == before
