@@ -12,7 +12,7 @@ from jaxscale.errors import DataError
 from jaxscale.mesh import spec_of
 from jaxscale.store import commit
 from jaxscale.store.failpoints import failpoint
-from retrieval.encode import EncodedTexts, encode_texts
+from retrieval.encode import EncodedTexts, TextEncoder
 from retrieval.formats.beir import BeirFolder
 from retrieval.records import Doc
 from retrieval.towers.retriever_folder import LoadedTowers
@@ -79,10 +79,8 @@ def embed_corpus(
         jax_version=jax.__version__,
     )
 
-    def encode(texts: Sequence[str]) -> EncodedTexts:
-        return encode_texts(towers.document, texts, mesh, compute_dtype=compute_dtype)
-
-    return embed_described(corpus.docs, Path(out), description, encode, on_shard=on_shard)
+    encoder = TextEncoder(towers.document, mesh, compute_dtype=compute_dtype)
+    return embed_described(corpus.docs, Path(out), description, encoder.encode, on_shard=on_shard)
 
 
 def embed_described(

@@ -17,7 +17,7 @@ from retrieval.index.bm25_folder import build_bm25
 from retrieval.index.build import BuildOptions, build_index
 from retrieval.index.parameters import IndexRequest, Kind
 from retrieval.search.bm25 import DEFAULT_B, DEFAULT_K1, BM25Config
-from retrieval.search.dense import encode_queries
+from retrieval.search.dense import QueryEncoder
 from retrieval.search.queries import read_queries
 from retrieval.towers.loading import EncoderOverrides, load_towers
 from retrieval.vectors import open_vectors
@@ -135,7 +135,7 @@ class Command:
             return None
         towers = load_towers(self.model, overrides=self.encoder)
         texts = [query.text for query in read_queries(self.recall_queries, self.split)]
-        return encode_queries(towers, contract, texts, mesh)
+        return QueryEncoder(towers, contract, mesh).encode(texts)
 
     def _refuse(self, names: tuple[str, ...], what: str) -> None:
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]

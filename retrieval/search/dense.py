@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from retrieval.contract import EmbeddingContract
-from retrieval.encode import encode_texts
+from retrieval.encode import TextEncoder
 from retrieval.search.topk import TopK
 from retrieval.towers.retriever_folder import LoadedTowers
 from retrieval.vectors import ComputeDtype
@@ -52,9 +52,8 @@ class DenseSearch:
         Raises:
           UsageError: the query encoder does not speak the contract; the message says in what it differs.
         """
-        contract.require_speaks(towers.identity("query"))
-        self._towers, self._contract, self._rows, self._mesh = towers, contract, rows, mesh
-        self._compute_dtype: ComputeDtype = compute_dtype
+        self._encoder = QueryEncoder(towers, contract, mesh, compute_dtype=compute_dtype)
+        self._rows = rows
 
     def search(self, queries: Sequence[str], k: int) -> TopK:
         """The best `k` rows of each query.
@@ -62,33 +61,33 @@ class DenseSearch:
         Raises:
           UsageError: `k` is below 1.
         """
-        vectors = encode_queries(self._towers, self._contract, queries, self._mesh, compute_dtype=self._compute_dtype)
-        return self._rows.search(vectors, k)
+        return self._rows.search(self._encoder.encode(queries), k)
 
 
-def encode_queries(
-    towers: LoadedTowers,
-    contract: EmbeddingContract,
-    queries: Sequence[str],
-    mesh: Mesh,
-    *,
-    compute_dtype: ComputeDtype = "float32",
-) -> Float32[np.ndarray, "Q E"]:
-    """The vectors of queries, as an inner product with the documents' vectors compares them.
+class QueryEncoder:
+    """The query encoder of a retriever, for the vectors of one contract."""
 
-    Args:
-      towers: whose query encoder is used.
-      contract: of the documents' vectors.
-      queries: the texts.
-      mesh: its devices share every batch.
-      compute_dtype: dtype of the encoder's products.
+    def __init__(
+        self, towers: LoadedTowers, contract: EmbeddingContract, mesh: Mesh, *, compute_dtype: ComputeDtype = "float32"
+    ) -> None:
+        """Places the encoder on a mesh.
 
-    Raises:
-      UsageError: the query encoder does not speak the contract.
-    """
-    contract.require_speaks(towers.identity("query"))
-    encoded = encode_texts(towers.query, queries, mesh, compute_dtype=compute_dtype)
-    return comparable(encoded.vectors, contract)
+        Args:
+          towers: whose query encoder is used.
+          contract: of the documents' vectors.
+          mesh: its devices share every batch of queries.
+          compute_dtype: dtype of the encoder's products.
+
+        Raises:
+          UsageError: the query encoder does not speak the contract; the message says in what it differs.
+        """
+        contract.require_speaks(towers.identity("query"))
+        self._contract = contract
+        self._encoder = TextEncoder(towers.query, mesh, compute_dtype=compute_dtype)
+
+    def encode(self, queries: Sequence[str]) -> Float32[np.ndarray, "Q E"]:
+        """The queries' vectors, as an inner product with the documents' vectors compares them."""
+        return comparable(self._encoder.encode(queries).vectors, self._contract)
 
 
 def comparable(vectors: Float32[np.ndarray, "N E"], contract: EmbeddingContract) -> Float32[np.ndarray, "N E"]:

@@ -24,7 +24,7 @@ NUM_DOCS = 40
 
 @pytest.fixture(scope="module")
 def mesh():
-    return mesh_from_text("data=2@0-1")
+    return mesh_from_text("data=1@0")
 
 
 @pytest.fixture(scope="module")

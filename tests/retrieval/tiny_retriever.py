@@ -60,9 +60,15 @@ def tiny_towers(seed=0, *, prefix="", score="cosine", normalize=True):
         prefix=prefix,
         max_length=MAX_LENGTH,
     )
-    params = jax.tree.map(np.asarray, init_encoder(config, jax.random.key(seed)))
-    encoder = Encoder(config=config, params=params, tokenizer=tokenizer)
+    encoder = Encoder(config=config, params=_random_params(config, seed), tokenizer=tokenizer)
     return join_towers(query=encoder, document=encoder, shared=True, score=score)
+
+
+def _random_params(config, seed):
+    """Weights by numpy: `init_encoder` would compile a program for each."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: init_encoder(config, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
 
 
 def write_retriever(path, seed=0, **settings):
