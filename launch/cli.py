@@ -124,9 +124,14 @@ def _write_json(path: Path, report: Any) -> None:
     """Writes a verb's report; it is tried before the verb runs, so that no long work ends without its report."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        path.write_text(json.dumps(report, indent=2, default=_plain) + "\n")
     except OSError as error:
         raise MachineError(f"--json={path} can't be written: {error}; name a file in a folder of yours") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON's form of what is not JSON: numpy's numbers as numbers, paths and the rest as text."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else str(value)
 
 
 def _help() -> str:

@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import launch.cli
@@ -120,6 +121,16 @@ def test_the_report_is_written_as_json_into_a_folder_made_for_it(fake, words, tm
     out = tmp_path / "new" / "report.json"
     assert main([word.format(out) for word in words]) == 0
     assert json.loads(out.read_text()) == {"number": 1}
+
+
+def test_numbers_of_numpy_are_numbers_in_the_report(fake, monkeypatch, tmp_path):
+    def run(self):
+        return {"score": np.float32(0.5), "count": np.int64(3), "path": Path("a/b")}
+
+    monkeypatch.setattr(fake, "Command", dataclasses.dataclass(frozen=True)(type("Command", (), {"run": run})))
+    out = tmp_path / "report.json"
+    assert main(["fake", "--json", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"score": 0.5, "count": 3, "path": "a/b"}
 
 
 def test_a_report_that_can_not_be_written_is_told_before_the_work(fake, tmp_path, capsys):
