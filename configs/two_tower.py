@@ -26,9 +26,7 @@ def two_tower_small() -> DualTowerJob:
             ),
             compute_dtype="bfloat16",
         ),
-        operation=Operation(
-            checkpoint_every_steps=400, eval_every_steps=200, best_metric="sample_nDCG@10"
-        ),
+        operation=Operation(checkpoint_every_steps=400, eval_every_steps=200, best_metric="sample_nDCG@10"),
     )
 
 

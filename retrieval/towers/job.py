@@ -104,7 +104,7 @@ class DualTowerJob:
         towers = self.towers
         _given(self.data.folder)
         if not towers.init_from and towers.transformer is None:
-            raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
+            raise UsageError("towers.init_from is not given; add `--init-from DIR`, a model to start from")
         if towers.init_from and towers.transformer is not None:
             raise UsageError(
                 f"towers.init_from={towers.init_from!r} brings its own transformer, but towers.transformer is given "

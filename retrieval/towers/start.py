@@ -81,7 +81,7 @@ def start_towers(towers: Towers, max_lengths: tuple[int, int], texts: Iterable[s
     if towers.init_from:
         return _from_model(towers, max_lengths, load_towers(Path(towers.init_from)), seed)
     if towers.transformer is None:
-        raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
+        raise UsageError("towers.init_from is not given; add `--init-from DIR`, a model to start from")
     tokenizer = Tokenizer.train_wordpiece(texts, towers.transformer.vocab_size)
     pair = _tower_pair(towers, (towers.transformer, towers.transformer), max_lengths)
     return Start(towers=pair, tokenizer=tokenizer, params=None, sha256=None)

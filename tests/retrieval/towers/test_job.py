@@ -1,0 +1,131 @@
+"""Jobs of dual towers: strict JSON, checks before anything compiles, an identity of hashes and not of paths."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxscale import typed_json
+from jaxscale.errors import DataError, UsageError
+from jaxscale.mesh import MeshSpec
+from jaxscale.nn.transformer import bert_config
+from retrieval.towers.job import DualTowerJob
+from tests.retrieval.towers.small_pairs import tiny_job, write_pairs
+from tests.retrieval.towers.test_loading import write_model, write_retriever
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "beir")
+
+
+def starting_from(folder, model, **towers):
+    fields = {"init_from": str(model), "transformer": None} | towers
+    return tiny_job(folder, towers=fields, data={"query_buckets": (8,), "document_buckets": (10,)})
+
+
+def test_json_round_trip(folder):
+    job = tiny_job(folder)
+    assert typed_json.decode(DualTowerJob, json.loads(json.dumps(typed_json.encode(job)))) == job
+
+
+def test_a_whole_job_passes_the_checks(folder):
+    tiny_job(folder).check(MeshSpec(data=8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"folder": ""}}, "data.folder is not given; add `--data.folder DIR`"),
+        ({"towers": {"transformer": None}}, "towers.init_from is not given; add `--init-from DIR`"),
+        ({"towers": {"init_from": "somewhere"}}, "brings its own transformer"),
+        ({"data": {"document_buckets": (32, 64)}}, "goes beyond the transformer's max_positions=32"),
+        ({"training": {"global_batch_size": 1}}, "which has no negatives"),
+        ({"training": {"global_batch_size": 16, "grad_accum": 16}}, "which has no negatives"),
+        ({"operation": {"best_metric": "ndcg"}}, "must be one of sample_nDCG@10, sample_RR@10"),
+        (
+            {"data": {"num_dev_queries": None, "num_dev_documents": None}},
+            "operation.best_metric='sample_nDCG@10' must be one of nDCG@10, RR@10",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(folder, changes, said):
+    with pytest.raises(UsageError) as refusal:
+        tiny_job(folder, **changes).check(MeshSpec(data=1))
+    assert said in str(refusal.value)
+
+
+def test_the_identity_holds_hashes_and_no_paths(folder, tmp_path):
+    job = tiny_job(folder)
+    identity = job.objective().identity
+    assert typed_json.encode(identity["training"]) == typed_json.encode(job.training)
+    assert str(folder) not in json.dumps(identity)
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    moved = dataclasses.replace(
+        tiny_job(elsewhere), operation=dataclasses.replace(job.operation, log_every_steps=7, mesh="fsdp=2")
+    )
+    assert moved.objective().identity == identity
+
+
+def test_the_identity_changes_with_all_that_the_run_is(folder, tmp_path):
+    negatives = tmp_path / "negatives.jsonl"
+    train_queries = tiny_job(folder).objective().pairs.table.query_ids
+    lines = [json.dumps({"query_id": query, "doc_ids": ["d5", "d6"]}) for query in train_queries]
+    negatives.write_text("\n".join(lines))
+    wider = bert_config(num_layers=1, d_model=16, num_heads=2, d_ff=64, vocab_size=512, max_positions=32)
+    variants = [
+        {},
+        {"towers": {"pooling": "cls"}},
+        {"towers": {"transformer": wider}},
+        {"data": {"split": "dev"}},
+        {"data": {"hard_negatives": str(negatives), "num_hard_negatives": 1}},
+        {"contrastive": {"symmetric": True}},
+        {"training": {"seed": 1}},
+    ]
+    identities = [typed_json.fingerprint(tiny_job(folder, **changes).objective().identity) for changes in variants]
+    negatives.write_text("\n".join(lines).replace("d6", "d7"))
+    identities.append(typed_json.fingerprint(tiny_job(folder, **variants[4]).objective().identity))
+    assert len(set(identities)) == len(variants) + 1
+
+
+def test_starting_weights_are_the_models(folder, tmp_path):
+    model = write_model(tmp_path / "model")
+    objective = starting_from(folder, model).objective()
+    loaded = objective.starting_params["towers"]["shared"]["transformer"]
+    assert objective.towers.query.max_length == 8
+    shapes = jax.eval_shape(objective.init_params, jax.random.key(0))
+    assert jax.tree.map(np.shape, objective.starting_params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    apart = starting_from(folder, model, shared=False, projection_dim=4).objective()
+    for side in ("query", "document"):
+        tower = apart.starting_params["towers"][side]
+        jax.tree.map(np.testing.assert_array_equal, tower["transformer"], loaded)
+        assert tower["projection"]["kernel"].shape == (8, 4)
+
+
+def test_the_identity_names_the_model_started_from(folder, tmp_path):
+    same = [starting_from(folder, write_model(tmp_path / name)).objective().identity for name in ("one", "two")]
+    other = starting_from(folder, write_retriever(tmp_path / "three")).objective().identity
+    assert same[0] == same[1]
+    assert same[0]["towers"]["init_from"] != other["towers"]["init_from"]
+
+
+def test_a_model_that_does_not_fit_is_refused(folder, tmp_path):
+    model = write_model(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"data\.query_buckets ends at 16 tokens"):
+        tiny_job(folder, towers={"init_from": str(model), "transformer": None}).objective()
+    with pytest.raises(DataError, match="there is no such folder"):
+        starting_from(folder, tmp_path / "nothing").objective()
+
+
+def test_a_batch_larger_than_the_data_is_refused(folder):
+    with pytest.raises(UsageError, match="global_batch_size=512 is more than the"):
+        tiny_job(folder, training={"global_batch_size": 512}).objective()
+
+
+def test_starting_from_another_folder_replaces_the_transformer(folder, tmp_path):
+    job = tiny_job(folder).starting_from(str(tmp_path))
+    assert job.towers.init_from == str(tmp_path)
+    assert job.towers.transformer is None

@@ -1,0 +1,101 @@
+"""Towers opened from every kind of folder, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.errors import DataError, UsageError
+from jaxscale.nn import functional
+from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, save_model
+from jaxscale.nn.transformer import bert_config
+from retrieval.formats.beir import write_beir
+from retrieval.towers.encoder import Encoder, EncoderConfig
+from retrieval.towers.loading import EncoderOverrides, load_towers
+from retrieval.towers.retriever_folder import join_towers, save_retriever
+from tests.retrieval.towers.small_pairs import made_up_records, random_params
+from tests.shared_data import shared_path
+
+TOKENIZER = Tokenizer.train_wordpiece(["some words to make pieces of", "some more words"] * 3, 60)
+TRANSFORMER = bert_config(
+    num_layers=1, d_model=8, num_heads=2, d_ff=16, vocab_size=60, max_positions=12, dropout_rate=0.0
+)
+SETTINGS = SentenceSettings(
+    pooling="cls", normalize=False, max_length=10, query_prefix="ask: ", document_prefix="tell: "
+)
+
+
+def write_model(path, settings=SETTINGS):
+    params = random_params(lambda key: functional.init_params(TRANSFORMER, key))
+    save_model(
+        path, ModelFolder(config=TRANSFORMER, params=params, tokenizer=TOKENIZER, settings=settings, provenance={})
+    )
+    return path
+
+
+def write_retriever(path):
+    config = EncoderConfig(
+        transformer=TRANSFORMER, pooling="mean", normalize=True, projection_dim=None, prefix="", max_length=12
+    )
+    params = {"transformer": random_params(lambda key: functional.init_params(TRANSFORMER, key))}
+    encoder = Encoder(config=config, params=params, tokenizer=TOKENIZER)
+    save_retriever(path, join_towers(query=encoder, document=encoder, shared=True, score="cosine"))
+    return path
+
+
+def test_a_model_is_used_as_its_settings_say(tmp_path):
+    towers = load_towers(write_model(tmp_path / "model"))
+    assert towers.shared
+    assert towers.contract.score == "dot"
+    for side, prefix in (("query", "ask: "), ("document", "tell: ")):
+        config = towers.encoder(side).config
+        assert (config.pooling, config.normalize, config.max_length, config.prefix) == ("cls", False, 10, prefix)
+
+
+def test_a_model_without_settings_is_used_by_the_stated_defaults(tmp_path):
+    config = load_towers(write_model(tmp_path / "model", settings=None)).query.config
+    assert (config.pooling, config.normalize, config.max_length, config.prefix) == ("mean", True, 12, "")
+
+
+def test_overrides_win_over_a_models_settings(tmp_path):
+    path = write_model(tmp_path / "model")
+    towers = load_towers(path, overrides=EncoderOverrides(pooling="mean", normalize=True, query_prefix=""))
+    assert (towers.query.config.pooling, towers.query.config.prefix) == ("mean", "")
+    assert towers.document.config.prefix == "tell: "
+    assert towers.contract.score == "cosine"
+    assert towers.contract.space != load_towers(path).contract.space
+
+
+def test_a_retriever_cannot_be_overridden(tmp_path):
+    path = write_retriever(tmp_path / "retriever")
+    assert load_towers(path).contract.score == "cosine"
+    with pytest.raises(UsageError, match="its pooling can't be overridden"):
+        load_towers(path, overrides=EncoderOverrides(pooling="cls"))
+
+
+def test_a_run_folder_means_its_model(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "job.json").write_text("{}")
+    with pytest.raises(DataError, match="has exported no model yet"):
+        load_towers(run)
+    write_retriever(run / "model")
+    assert load_towers(run).contract == load_towers(run / "model").contract
+
+
+def test_a_hugging_face_folder_is_opened_as_it_is():
+    towers = load_towers(shared_path("models/bert-tiny-bleurt"))
+    assert towers.query.config.transformer.num_params == 4369408
+    ids = towers.query.tokenize(["hello world"]).ids[0]
+    np.testing.assert_array_equal(ids, [101, 7592, 2088, 102])
+    assert jax.tree.leaves(towers.query.params)[0].dtype == np.float32
+
+
+def test_what_holds_no_towers_is_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_towers(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"holds neither MANIFEST\.json nor config\.json"):
+        load_towers(tmp_path)
+    corpus = write_beir(tmp_path / "corpus", *made_up_records(num_docs=4)).path
+    with pytest.raises(DataError, match=r"holds jaxscale\.beir, expected jaxscale\.retriever or jaxscale\.model"):
+        load_towers(corpus)
