@@ -35,14 +35,19 @@ bench: $(VENV)/.dev-$(PYTAG) .venv-peers/.done
 	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python
 
 # A stamp carries the Python version, so that another interpreter makes the environment anew.
-$(VENV)/.base-$(PYTAG): locks/base-$(PYTAG).txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/base-$(PYTAG).txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+$(VENV)/.made-$(PYTAG):
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+$(VENV)/.base-$(PYTAG): locks/base-$(PYTAG).txt pyproject.toml $(VENV)/.made-$(PYTAG)
+	$(PIP) --require-hashes -r locks/base-$(PYTAG).txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.dev-$(PYTAG): locks/dev-$(PYTAG).txt $(VENV)/.base-$(PYTAG)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/dev-$(PYTAG).txt
+	$(PIP) --require-hashes -r locks/dev-$(PYTAG).txt
 	touch $@
 
 .venv-peers/.done: locks/peers.txt
