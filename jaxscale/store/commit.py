@@ -282,11 +282,13 @@ def draft_path(final: Path, id: str) -> Path:
 
 
 def leftover_of(name: str) -> str | None:
-    """The name of the directory that a leftover belongs to; None where `name` is not a leftover's.
+    """The name of the directory that a draft, a replaced one or a lock file belongs to; None for any other name.
 
-    >>> leftover_of("step_1.tmp-0123abcd"), leftover_of("step_1")
-    ('step_1', None)
+    >>> leftover_of("step_1.tmp-0123abcd"), leftover_of(".step_1.lock"), leftover_of("step_1")
+    ('step_1', 'step_1', None)
     """
+    if name.startswith(".") and name.endswith(".lock"):
+        return name[1 : -len(".lock")]
     match = _LEFTOVER.search(name)
     return name[: match.start()] if match else None
 
