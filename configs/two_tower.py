@@ -1,5 +1,7 @@
 """Recipes of dual towers: trained on (query, document) pairs of a BEIR folder."""
 
+import dataclasses
+
 from jaxscale.nn.transformer import bert_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
@@ -53,6 +55,46 @@ def two_tower_tiny() -> DualTowerJob:
         operation=Operation(
             checkpoint_every_steps=30,
             eval_every_steps=30,
+            log_every_steps=5,
+            best_metric="sample_nDCG@10",
+        ),
+    )
+
+
+def two_tower_demo() -> DualTowerJob:
+    """Shared towers of 1 layer, 128 wide, from random weights, for `jaxscale corpus pydocs`; what the demo trains.
+
+    Command: jaxscale train two_tower_demo --data.folder CORPUS --out RUN --devices 8
+    """
+    return DualTowerJob(
+        towers=Towers(
+            transformer=dataclasses.replace(
+                bert_config(
+                    num_layers=1,
+                    d_model=128,
+                    num_heads=2,
+                    d_ff=256,
+                    vocab_size=8192,
+                    max_positions=128,
+                    dropout_rate=0.0,
+                ),
+                activation="relu",
+            )
+        ),
+        data=PairData(query_buckets=(24,), document_buckets=(64,), num_dev_queries=256, num_dev_documents=1024),
+        contrastive=Contrastive(temperature=0.05, symmetric=True),
+        training=TrainingIdentity(
+            num_steps=400,
+            global_batch_size=128,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(kind="linear", peak_learning_rate=3e-3, warmup_steps=20, decay_steps=400)
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(
+            mesh="data=2,fsdp=2,tensor=2",
+            checkpoint_every_steps=20,
+            eval_every_steps=100,
             log_every_steps=5,
             best_metric="sample_nDCG@10",
         ),
