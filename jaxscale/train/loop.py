@@ -90,6 +90,10 @@ def train(
             done = folder.finished(identity.num_steps)
             if done is not None:
                 return _finished_already(folder, done)
+            if jax.process_count() > 1:
+                raise UsageError(
+                    f"num_processes={jax.process_count()}: a run is trained by one process so far; give it all devices"
+                )
             stack.enter_context(compile_cache.enabled(operation.compile_cache))
             setup = Setup(
                 objective=objective,
@@ -242,7 +246,6 @@ class _Loop:
         """For a main thread that is held up: called from the thread that watches the signals."""
         step = self._save_now()
         self._setup.folder.events.write("stopped", step=step, reason=self._stop.reason)
-        self._writer.close()
         return _saved(step)
 
     def _stop_if_asked(self) -> None:

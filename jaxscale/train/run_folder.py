@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from jaxscale import typed_json
-from jaxscale.errors import DataError, UsageError
+from jaxscale.errors import DataError, MachineError, UsageError
 from jaxscale.store import disk
 from jaxscale.store.checkpoints import Checkpoints
 from jaxscale.store.lock import WriterLock
@@ -49,15 +49,18 @@ class RunFolder:
       path: the folder; made where there is none.
 
     Raises:
-      MachineError: a live process writes there.
+      MachineError: a live process writes there, or the place can't be written.
       UsageError: something is there that is no run folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._check_place()
-        disk.make_directories(self.path.parent)
-        self._lock = WriterLock(self.path)
+        try:
+            disk.make_directories(self.path.parent)
+            self._lock = WriterLock(self.path)
+        except OSError as error:
+            raise MachineError(f"--out {self.path} can't be written: {error}; name another folder") from error
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._lock.release)
             self._check_place()
@@ -75,7 +78,7 @@ class RunFolder:
         return self.path / "model"
 
     def claim(self, identity: dict[str, Any], operation: Any, fork: Fork | None) -> tuple[JobFile, list[Change]]:
-        """Writes job.json, or checks that the one there is of the same job.
+        """The job as job.json is to say it, checked against the one that is there; nothing is written.
 
         Args:
           identity: what the run is.
@@ -89,7 +92,7 @@ class RunFolder:
           UsageError: the folder belongs to another job, or the run to fork from has no such checkpoint.
         """
         operation = typed_json.encode(operation)
-        found: list[Change] = []
+        old, found = None, []
         if not (self.path / JOB_FILE).exists():
             forked_from = _origin(fork) if fork else None
         else:
@@ -107,9 +110,12 @@ class RunFolder:
             operation=operation,
             forked_from=forked_from,
         )
+        return job, found
+
+    def write_job(self, job: JobFile) -> None:
+        """Makes the folder a run folder of this job."""
         disk.make_directories(self.path)
         self.write_json(JOB_FILE, job)
-        return job, found
 
     def finished(self, num_steps: int) -> dict[str, Any] | None:
         """The event with which the run finished all of its steps and exported its model, or None."""

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from jaxscale.errors import Interrupted, JaxscaleError, Preempted
 
+_SHOW_CURSOR = "\x1b[?25h\n"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ERRORS: dict[int, type[JaxscaleError]] = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
@@ -134,5 +135,7 @@ def _message(number: int, done: str) -> str:
 def _end(number: int, done: str) -> None:
     """Ends the process from a thread: the interpreter can't be closed down while another one compiles."""
     sys.stdout.flush()
+    if sys.stderr.isatty():
+        print(_SHOW_CURSOR, end="", file=sys.stderr)  # a progress bar had hidden it
     print(f"jaxscale: {_message(number, done)}", file=sys.stderr, flush=True)
     os._exit(_ERRORS[number].exit_code)

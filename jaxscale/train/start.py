@@ -16,8 +16,11 @@ from jaxscale.train.objective import Objective, Params
 from jaxscale.train.placement import Placement
 from jaxscale.train.randomness import named_key
 from jaxscale.train.resume import Change, Progress, changes, past_sha256
-from jaxscale.train.run_folder import CHECKPOINTS, JobFile, RunFolder, read_job
+from jaxscale.train.run_folder import CHECKPOINTS, JobFile, Origin, RunFolder, read_job
 from jaxscale.train.state import State, place_new_state, place_params
+
+# The state, its progress, and the event to write.
+Beginning = tuple[State, Progress, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,10 @@ class Setup:
 
 
 def begin(setup: Setup) -> tuple[State, Progress]:
-    """The state that the loop begins with and the progress that belongs to it; writes the event that says which.
+    """The state that the loop begins with and the progress that belongs to it.
+
+    Only once both are there is the folder written: its job, environment and plan, and the event that says how the
+    run began.
 
     Raises:
       VerificationError: the checkpoint is damaged.
@@ -51,16 +57,21 @@ def begin(setup: Setup) -> tuple[State, Progress]:
         mesh=str(spec_of(setup.placement.mesh)),
         past_sha256=past_sha256(setup.job.identity),
     )
+    require_space(setup)
+    latest = setup.checkpoints.latest()
+    if latest is not None:
+        state, progress, event = _resume(setup, latest, now)
+    elif setup.job.forked_from is not None:
+        state, progress, event = _fork(setup, setup.job.forked_from, now)
+    else:
+        identity_sha256 = setup.job.identity_sha256
+        state, progress = _first_state(setup), now
+        event = {"event": "started", "step": 0, "mesh": now.mesh, "identity_sha256": identity_sha256}
+    setup.folder.write_job(setup.job)
     setup.folder.write_json("environment.json", now.environment)
     setup.folder.write_json("plan.json", setup.placement.plan.to_json())
-    latest = setup.checkpoints.latest()
-    require_space(setup)
-    if latest is not None:
-        return _resume(setup, latest, now)
-    if setup.job.forked_from is not None:
-        return _fork(setup, now)
-    setup.folder.events.write("started", step=0, mesh=now.mesh, identity_sha256=setup.job.identity_sha256)
-    return _first_state(setup), now
+    setup.folder.events.write(**event)
+    return state, progress
 
 
 def restore(checkpoints: Checkpoints, step: int, placement: Placement) -> tuple[State, Progress]:
@@ -97,30 +108,33 @@ def require_space(setup: Setup) -> None:
     disk.require_free(setup.folder.path, needed, f"{num_checkpoints} checkpoints and a model of this run")
 
 
-def _resume(setup: Setup, step: int, now: Progress) -> tuple[State, Progress]:
+def _resume(setup: Setup, step: int, now: Progress) -> Beginning:
     state, saved = restore(setup.checkpoints, step, setup.placement)
     if saved.past_sha256 != now.past_sha256:
         raise DataError(f"{setup.folder.checkpoints}: the checkpoint of step {step} belongs to another job")
     changed = _environment_changes(saved, now)
-    setup.folder.events.write(
-        "resumed", step=step, bitwise=not changed, environment_changes=changed, job_changes=_lines(setup.job_changes)
-    )
-    return state, _carried(now, saved)
+    progress = dataclasses.replace(now, step=step, last_evaluated=saved.last_evaluated, best=saved.best)
+    event = {
+        "event": "resumed",
+        "step": step,
+        "bitwise": not changed,
+        "environment_changes": changed,
+        "job_changes": _lines(setup.job_changes),
+    }
+    return state, progress, event
 
 
-def _fork(setup: Setup, now: Progress) -> tuple[State, Progress]:
-    assert setup.job.forked_from is not None
-    run, step = Path(setup.job.forked_from.run), setup.job.forked_from.step
-    state, saved = restore(Checkpoints(run / CHECKPOINTS), step, setup.placement)
-    setup.folder.events.write(
-        "forked",
-        step=step,
-        run=str(run),
-        environment_changes=_environment_changes(saved, now),
-        job_changes=_lines(changes(read_job(run).identity, setup.job.identity)),
-    )
+def _fork(setup: Setup, origin: Origin, now: Progress) -> Beginning:
+    state, saved = restore(Checkpoints(Path(origin.run) / CHECKPOINTS), origin.step, setup.placement)
+    event = {
+        "event": "forked",
+        "step": origin.step,
+        "run": origin.run,
+        "environment_changes": _environment_changes(saved, now),
+        "job_changes": _lines(changes(read_job(Path(origin.run)).identity, setup.job.identity)),
+    }
     # The other run's best was chosen by its own job: this one's is chosen anew.
-    return state, dataclasses.replace(now, step=step)
+    return state, dataclasses.replace(now, step=origin.step), event
 
 
 def _first_state(setup: Setup) -> State:
@@ -153,10 +167,6 @@ def _described(tree: Any) -> dict[str, str]:
 def _environment_changes(saved: Progress, now: Progress) -> list[str]:
     mesh = [] if saved.mesh == now.mesh else [f"mesh: was {saved.mesh}, is {now.mesh}"]
     return mesh + differences(saved.environment, now.environment)
-
-
-def _carried(now: Progress, saved: Progress) -> Progress:
-    return dataclasses.replace(now, step=saved.step, last_evaluated=saved.last_evaluated, best=saved.best)
 
 
 def _lines(found: list[Change]) -> list[str]:

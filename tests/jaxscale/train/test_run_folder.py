@@ -12,7 +12,9 @@ IDENTITY = {"training": {"num_steps": 3, "seed": 1}}
 
 def claim(path, operation=None):
     with RunFolder(path) as folder:
-        return folder.claim(IDENTITY, operation or {"mesh": ""}, None)
+        job, changes = folder.claim(IDENTITY, operation or {"mesh": ""}, None)
+        folder.write_job(job)
+        return job, changes
 
 
 def test_a_claim_is_repeated_with_its_changes_of_operation(tmp_path):
@@ -37,6 +39,12 @@ def test_a_file_and_a_strangers_folder_are_refused(tmp_path):
     (tmp_path / "other/a.txt").write_text("x")
     with pytest.raises(UsageError, match=r"not empty \(a.txt\)"):
         RunFolder(tmp_path / "other")
+
+
+def test_a_place_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MachineError, match="can't be written"):
+        RunFolder(tmp_path / "file/run")
 
 
 def test_an_empty_folder_or_one_with_a_torn_draft_is_taken(tmp_path):
@@ -66,7 +74,7 @@ def test_a_job_file_that_is_not_what_it_says_is_refused(tmp_path, damage, messag
 
 def test_a_run_is_finished_at_its_length_and_with_its_model(tmp_path):
     with RunFolder(tmp_path / "run") as folder:
-        folder.claim(IDENTITY, {}, None)
+        folder.write_job(folder.claim(IDENTITY, {}, None)[0])
         folder.events.write("finished", step=3, state_hash="ab", best=None)
         assert folder.finished(3) is None
         folder.model.mkdir()
