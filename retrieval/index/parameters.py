@@ -174,7 +174,7 @@ def choose_parameters(request: IndexRequest, num_rows: int, num_dims: int) -> Pa
     quantised = IvfPq(
         nlist=nlist,
         nprobe=nprobe,
-        num_subvectors=_or(request.num_subvectors, _choose_num_subvectors(num_dims)),
+        num_subvectors=_or(request.num_subvectors, _choose_num_subvectors(num_dims, num_bits)),
         num_bits=num_bits,
         refine_factor=_or(request.refine_factor, 10),
     )
@@ -200,9 +200,11 @@ def _choose_num_bits(num_rows: int) -> int:
     return next((bits for bits in _PQ_BITS if POINTS_PER_CENTROID * 2**bits <= num_rows), _PQ_BITS[-1])
 
 
-def _choose_num_subvectors(num_dims: int) -> int:
+def _choose_num_subvectors(num_dims: int, num_bits: int) -> int:
+    """As many as make the codes a sixteenth of the vectors, E / 4 bytes: the divisor of E nearest to that."""
+    wanted = 2 * num_dims / num_bits
     divisors = [d for d in range(1, num_dims + 1) if num_dims % d == 0]
-    return min(divisors, key=lambda d: (abs(d - num_dims / 4), -d))
+    return min(divisors, key=lambda d: (abs(d - wanted), -d))
 
 
 def _require_trainable(num_rows: int, num_centroids: int, what: str, instead: str) -> None:
