@@ -10,7 +10,8 @@ from jaxscale.sharding import guard
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
-from jaxscale.sharding.rules import Choices, choose, num_parts
+from jaxscale.sharding.rules import Choices, choose
+from jaxscale.sharding.specs import Spec, num_parts
 from jaxscale.sharding.trace import LossFunction, trace_step
 
 
@@ -65,7 +66,7 @@ def plan_of(graph: Graph, mesh: MeshSpec, limits: Limits) -> ShardingPlan:
     return ShardingPlan(mesh=mesh, limits=limits, leaves=leaves, not_understood=graph.not_understood)
 
 
-def _bytes_per_device(leaf: Leaf, mesh: MeshSpec, spec: tuple[tuple[str, ...], ...]) -> int:
+def _bytes_per_device(leaf: Leaf, mesh: MeshSpec, spec: Spec) -> int:
     parts = [num_parts(mesh, axes) for axes in spec]
     num_bytes_each = leaf.num_bytes // max(math.prod(leaf.shape), 1)
     return num_bytes_each * math.prod(-(-size // n) for size, n in zip(leaf.shape, parts, strict=True))

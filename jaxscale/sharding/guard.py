@@ -6,7 +6,7 @@ from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec
 from jaxscale.sharding.graph import Graph
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
-from jaxscale.sharding.rules import legal_sizes, num_parts
+from jaxscale.sharding.specs import legal_sizes, num_parts
 
 _MAX_SHOWN = 5
 

@@ -154,8 +154,8 @@ def is_literal(variable: Any) -> bool:
 
 
 def shape_of(variable: Any) -> tuple[int, ...]:
-    """The shape of a variable or literal."""
-    return tuple(variable.aval.shape)
+    """The shape of a variable or literal; () of what has none, such as a token."""
+    return tuple(getattr(variable.aval, "shape", ()))
 
 
 def _program(jaxpr: Any) -> Program:

@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxscale.sharding.factors import Dim
 from jaxscale.sharding.graph import Contraction, Graph
+from jaxscale.sharding.specs import legal_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,9 @@ def _cut(graph: Graph, prefix: Dim, num_parts: int) -> Pair:
             break
         left //= size
     pieces = graph.dim_size(prefix)
-    legal = ", ".join(str(n) for n in range(1, min(pieces, 1024) + 1) if pieces % n == 0)
-    return Pair(factors=prefix, illegal=f"{pieces} pieces can't be shared by {num_parts}; sizes that can: {legal}")
+    return Pair(
+        factors=prefix, illegal=f"{pieces} pieces can't be shared by {num_parts}; sizes that can: {legal_sizes(pieces)}"
+    )
 
 
 def _moved_per_flop(graph: Graph, pair: Pair) -> float:

@@ -206,8 +206,9 @@ _RULES_BY_NAMES: dict[str, Rule] = {
     "concatenate": _concatenate,
     "gather": _gather,
     # Made from nothing, or from keys.
-    """iota empty empty2 platform_index random_bits random_clone random_fold_in random_gamma random_seed
-    random_split random_unwrap random_wrap rng_bit_generator rng_uniform threefry2x32""": links_nothing,
+    """debug_callback debug_print iota empty empty2 platform_index random_bits random_clone random_fold_in
+    random_gamma random_seed random_split random_unwrap random_wrap rng_bit_generator rng_uniform
+    threefry2x32""": links_nothing,
 }
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _RULES_BY_NAMES.items() for name in names.split()}

@@ -4,7 +4,6 @@ No rule reads a name. Ties are broken by the first use in the program, then by t
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 
 from jaxscale.mesh import MeshSpec
@@ -12,7 +11,7 @@ from jaxscale.sharding.factors import Dim
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.pairs import Pair, pairs_of
-from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec
+from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec, legal_sizes, num_parts
 
 _NOTHING_PLACED = "whole"
 
@@ -254,17 +253,3 @@ def _pieces(graph: Graph, dim: Dim) -> str:
 
 def _not_divisible(size: int, parts: int) -> str:
     return f"{size} does not divide by {parts}; sizes that do: {legal_sizes(size)}"
-
-
-def legal_sizes(size: int) -> str:
-    """The axis sizes up to 1024 that divide a dim of `size`, as `1, 2, 4`.
-
-    >>> legal_sizes(12)
-    '1, 2, 3, 4, 6, 12'
-    """
-    return ", ".join(str(n) for n in range(1, min(size, 1024) + 1) if size % n == 0)
-
-
-def num_parts(mesh: MeshSpec, axes: DimAxes) -> int:
-    """How many parts a dim has that is split over `axes`."""
-    return math.prod(mesh.sizes[axis] for axis in axes)

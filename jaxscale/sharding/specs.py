@@ -1,8 +1,10 @@
-"""How a plan writes a spec: for every dim of an array the names of the mesh axes it is split over."""
+"""How a plan writes a spec: for every dim of an array the names of the mesh axes it is split over; their arithmetic."""
+
+import math
 
 from jax.sharding import PartitionSpec
 
-from jaxscale.mesh import AXES
+from jaxscale.mesh import AXES, MeshSpec
 
 DimAxes = tuple[str, ...]
 Spec = tuple[DimAxes, ...]
@@ -32,3 +34,17 @@ def spec_text(spec: Spec) -> str:
     '-, fsdp, tensor*data'
     """
     return ", ".join("*".join(axes) or "-" for axes in spec)
+
+
+def num_parts(mesh: MeshSpec, axes: DimAxes) -> int:
+    """How many parts a dim has that is split over `axes`."""
+    return math.prod(mesh.sizes[axis] for axis in axes)
+
+
+def legal_sizes(size: int) -> str:
+    """The axis sizes, up to 1024, that divide a dim of `size`.
+
+    >>> legal_sizes(12)
+    '1, 2, 3, 4, 6, 12'
+    """
+    return ", ".join(str(n) for n in range(1, min(size, 1024) + 1) if size % n == 0)
