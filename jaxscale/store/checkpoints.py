@@ -22,9 +22,10 @@ from jaxscale.errors import DataError, UsageError, VerificationError
 from jaxscale.store import arrays, commit, disk
 from jaxscale.store.checksums import Check, compare
 from jaxscale.store.failpoints import failpoint
+from jaxscale.store.host_copy import HostCopier, without_copy
 from jaxscale.store.lock import WriterLock
 from jaxscale.store.manifest import read_manifest
-from jaxscale.store.orbax_handler import METADATA, STATE, on_host, orbax_context
+from jaxscale.store.orbax_handler import METADATA, STATE, orbax_context
 from jaxscale.store.step_names import Mark, mark_name, marked_in, step_name, steps_in
 
 FORMAT, VERSION = "jaxscale.checkpoint", 1
@@ -69,6 +70,7 @@ class Checkpoints:
         self._executor: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: concurrent.futures.Future[None] | None = None
         self._cancelled = threading.Event()
+        self._copier = HostCopier()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -123,7 +125,7 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             raise UsageError(f"step {step} is saved already in {self.directory}; restore it, or remove it first")
-        parts = on_host(state, copy=copy)
+        parts = self._copier.copy(state) if copy else without_copy(state)
         draft = self._open_draft(step, parts)
         try:
             with orbax_context():
@@ -157,6 +159,7 @@ class Checkpoints:
         Args:
           step: one of `steps()`.
           abstract_state: a tree whose leaves have `shape` and `dtype`; the state's, or a part of it by the same paths.
+            None reads everything, into nested dicts.
             None reads every leaf, as a nested dict.
           shardings: a tree of shardings like `abstract_state`, or one for all; None gives numpy arrays.
           check: `full` checks every byte of the checkpoint, `sizes` names and sizes and the values that are read.

@@ -3,14 +3,11 @@
 Orbax calls `TreeHandler` as it would its own PyTreeHandler, whose saving options offer no checksumming codec.
 """
 
-import dataclasses
 from collections.abc import Awaitable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from jaxscale.store import arrays
@@ -19,15 +16,12 @@ from jaxscale.store.failpoints import failpoint
 STATE = "state"
 METADATA = "metadata"
 
-_COPY_BYTES = 16 << 20
-_NUM_COPY_THREADS = 4
-
 
 class TreeHandler:
     """Writes and reads a tree of arrays with `jaxscale.store.arrays`; Orbax's CheckpointableHandler protocol."""
 
     async def save(self, directory: Any, checkpointable: dict[str, arrays.Chunked]) -> Awaitable[None]:
-        """Returns the write, which Orbax awaits in the background; `checkpointable` is what `on_host` gave."""
+        """Returns the write, which Orbax awaits in the background; `checkpointable` is what a HostCopier gave."""
         return self._write(directory, checkpointable)
 
     async def _write(self, directory: Any, chunked: dict[str, arrays.Chunked]) -> None:
@@ -69,60 +63,3 @@ def orbax_context() -> Any:
     context = ocp.Context()
     context.checkpointables.registry = registry
     return context
-
-
-def on_host(tree: Any, *, copy: bool) -> dict[str, arrays.Chunked]:
-    """The part of each leaf that this process writes, by name, on the host.
-
-    Args:
-      tree: arrays of jax (sharded in any way) or numpy, and numbers.
-      copy: whether the parts are in memory of their own, so that the caller may overwrite the tree; otherwise they
-        share the leaves' memory where they can.
-
-    Returns:
-      The leaves by name, ready for `arrays.write_named`.
-    """
-    failpoint("checkpoints.before_host_copy")
-    leaves = arrays.named_leaves(tree)
-    for leaf in leaves.values():
-        if isinstance(leaf, jax.Array):
-            arrays.refuse_keys(leaf)
-            for shard in leaf.addressable_shards:
-                if shard.replica_id == 0:
-                    shard.data.copy_to_host_async()
-    if not copy:
-        return {name: arrays.chunk(leaf) for name, leaf in leaves.items()}
-    copies: list[tuple[np.ndarray, np.ndarray]] = []
-    copied = {name: _plan_copy(leaf, copies) for name, leaf in leaves.items()}
-    with ThreadPoolExecutor(_NUM_COPY_THREADS) as pool:
-        list(pool.map(lambda pair: np.copyto(*pair), copies))
-    return copied
-
-
-def _plan_copy(leaf: Any, copies: list[tuple[np.ndarray, np.ndarray]]) -> arrays.Chunked:
-    """Allocates a leaf's copy and adds to `copies` what has to be copied where."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        held = arrays.chunk(leaf)
-        owned = tuple((index, np.empty_like(part)) for index, part in held.parts)
-        for (_, target), (_, source) in zip(owned, held.parts, strict=True):
-            _split_copy(target, source, copies)
-        return dataclasses.replace(held, parts=owned)
-    if isinstance(leaf, jax.Array):
-        sources = [(s.index, np.asarray(s.data)) for s in leaf.addressable_shards if s.replica_id == 0]
-        whole = np.empty(leaf.shape, leaf.dtype)
-    else:
-        sources = [((), np.asarray(leaf))]
-        whole = np.empty_like(sources[0][1], order="C")
-    for index, source in sources:
-        _split_copy(whole[(*index, ...)], source, copies)
-    return arrays.chunk(whole)
-
-
-def _split_copy(target: np.ndarray, source: np.ndarray, copies: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Cuts a copy along the first dim, so that several threads share a large one."""
-    if source.nbytes <= _COPY_BYTES or source.ndim == 0:
-        copies.append((target, source))
-        return
-    rows = max(1, len(source) * _COPY_BYTES // source.nbytes)
-    for start in range(0, len(source), rows):
-        copies.append((target[start : start + rows], source[start : start + rows]))

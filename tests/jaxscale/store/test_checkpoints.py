@@ -15,7 +15,6 @@ from jaxscale.errors import DataError, MachineError, UsageError, VerificationErr
 from jaxscale.store import arrays, commit, disk, failpoints
 from jaxscale.store.checkpoints import Checkpoints
 from jaxscale.store.failpoints import FailpointReached
-from jaxscale.store.orbax_handler import on_host
 
 
 def mesh(*sizes: int) -> jax.sharding.Mesh:
@@ -73,18 +72,6 @@ def test_the_state_may_be_overwritten_as_soon_as_an_async_save_returns(tmp_path:
         checkpoints.wait()
         found, _ = checkpoints.restore(1, expected)
     same(found, expected)
-
-
-@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("a"), PartitionSpec("b", "a")])
-def test_host_copies_share_no_memory(spec: PartitionSpec) -> None:
-    value = np.random.default_rng(0).standard_normal((1024, 1024 * 6)).astype(np.float32)  # cut among threads
-    tree = {"jax": jax.device_put(value, NamedSharding(mesh(4, 2), spec)), "numpy": value, "number": 3}
-    for name, chunked in on_host(tree, copy=True).items():
-        part = chunked.parts[0][1]
-        np.testing.assert_array_equal(part, value if name != "number" else 3)
-        assert not np.shares_memory(part, value)
-        for shard in tree["jax"].addressable_shards:
-            assert not np.shares_memory(part, np.asarray(shard.data))
 
 
 def test_an_interrupted_save_is_never_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
