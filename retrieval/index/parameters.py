@@ -47,7 +47,8 @@ class IvfPq:
       nprobe: how many of them are searched.
       num_subvectors: parts that a vector is cut into (faiss's M).
       num_bits: bits of the code of each part.
-      refine_factor: the best `refine_factor * k` are scored again; 0 returns the approximate scores.
+      refine_factor: the best `refine_factor * k` are scored again, for which a search holds the true vectors in memory;
+        0 returns the approximate scores and keeps no vectors.
     """
 
     nlist: int

@@ -149,5 +149,11 @@ def test_a_corpus_with_a_real_encoder(tmp_path, mesh):
         embed_corpus(towers, corpus, tmp_path / "v", mesh, shard_size=16, compute_dtype="bfloat16")
     with pytest.raises(UsageError, match="mesh is"):
         embed_corpus(towers, corpus, tmp_path / "v", mesh_from_text(""), shard_size=16)
+
+    def interrupt(done, total, was_there):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(towers, corpus, tmp_path / "again", mesh, shard_size=16, on_shard=interrupt)
     again = embed_corpus(towers, BeirFolder.open(tmp_path / "corpus"), tmp_path / "again", mesh, shard_size=16)
     assert again.manifest.identity == vectors.manifest.identity == open_vectors(tmp_path / "v").manifest.identity
