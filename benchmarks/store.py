@@ -93,7 +93,9 @@ def one_run(folder: Path, state: dict[str, jax.Array], timed: Callable[..., Any]
     timed("copy", lambda: jax.tree.map(np.array, state))
     with Checkpoints(folder / "ours") as checkpoints:
         checkpoints.acquire()  # makes the folder, durably; a training run does it once
-        timed("block", lambda: checkpoints.save_async(1, state, {}))
+        timed("first_block", lambda: checkpoints.save_async(1, state, {}))
+        checkpoints.wait()
+        timed("block", lambda: checkpoints.save_async(2, state, {}))
         checkpoints.wait()
     settle()
 
@@ -141,16 +143,19 @@ def throughput_rows(times: dict[str, list[float]], num_bytes: int, runs: int, co
 
 def blocking_row(times: dict[str, list[float]], num_bytes: int, runs: int) -> dict[str, Any]:
     """How long `save_async` blocks, beside one host copy of the state."""
-    blocked_s, copy_s = statistics.median(times["block"]), statistics.median(times["copy"])
+    blocked_s, first_s, copy_s = (statistics.median(times[name]) for name in ("block", "first_block", "copy"))
     return {
         "figure": "store.async_block_s",
         "unit": "s",
         "jaxscale": round(blocked_s, 4),
+        "jaxscale_first_save": round(first_s, 4),
         "host_copy": round(copy_s, 4),
         "ratio_to_host_copy": round(blocked_s / copy_s, 3),
-        "within_limit": blocked_s <= max(1.2 * copy_s, 0.05),
-        "runs_s": {name: [round(t, 4) for t in times[name]] for name in ("block", "copy")},
-        "note": "limit: 1.2 host copies, or 50 ms; host copy: jax.tree.map(np.array, state)",
+        "ratio_of_first_save": round(first_s / copy_s, 3),
+        "within_limit": max(blocked_s, first_s) <= max(1.2 * copy_s, 0.05),
+        "runs_s": {name: [round(t, 4) for t in times[name]] for name in ("block", "first_block", "copy")},
+        "note": "limit: 1.2 host copies, or 50 ms; host copy: jax.tree.map(np.array, state); a run's first save "
+        "allocates the memory that the later ones reuse",
     } | conditions(num_bytes, runs)
 
 
