@@ -84,17 +84,17 @@ def two_tower_demo() -> DualTowerJob:
         data=PairData(query_buckets=(24,), document_buckets=(64,), num_dev_queries=256, num_dev_documents=1024),
         contrastive=Contrastive(temperature=0.05, symmetric=True),
         training=TrainingIdentity(
-            num_steps=400,
+            num_steps=240,
             global_batch_size=128,
             optimizer=AdamWConfig(
-                schedule=ScheduleConfig(kind="linear", peak_learning_rate=3e-3, warmup_steps=20, decay_steps=400)
+                schedule=ScheduleConfig(kind="linear", peak_learning_rate=3e-3, warmup_steps=20, decay_steps=240)
             ),
             compute_dtype="bfloat16",
         ),
         operation=Operation(
             mesh="data=2,fsdp=2,tensor=2",
             checkpoint_every_steps=20,
-            eval_every_steps=100,
+            eval_every_steps=80,
             log_every_steps=5,
             best_metric="sample_nDCG@10",
         ),

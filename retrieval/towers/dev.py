@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32
 
 from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.nn.functional import Params
-from jaxscale.sharding.plan import replicated, row_sharded
+from jaxscale.sharding.plan import batch_sharded, replicated
 from retrieval.evaluate import evaluate
 from retrieval.formats.trec import Qrels
 from retrieval.search.topk import best_of_all
@@ -149,7 +149,7 @@ def _encode(
         rows = order[max(0, min(start, len(order) - rows_at_once)) :][:rows_at_once]
         rows = np.resize(rows, rows_at_once)
         batch = pad_to_bucket(texts.rows(rows), buckets, pad_id)
-        pending.append((rows, program(params, *jax.device_put(batch, row_sharded(mesh)))))
+        pending.append((rows, program(params, *jax.device_put(batch, batch_sharded(mesh)))))
     vectors = np.empty((len(order), pending[0][1].shape[1]), np.float32)
     for rows, block in pending:
         vectors[rows] = np.asarray(block)

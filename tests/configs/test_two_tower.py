@@ -1,0 +1,41 @@
+"""Every recipe: pure data, says its command, and passes its own checks once its paths are given."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import two_tower
+from jaxscale import typed_json
+from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec
+from launch.recipes import all_recipes
+from retrieval.towers.job import DualTowerJob
+
+RECIPES = {name: recipe for name, recipe in all_recipes().items() if recipe.__module__ == two_tower.__name__}
+
+
+def test_the_recipes_are_found_by_name():
+    assert {"two_tower_small", "two_tower_demo", "two_tower_tiny"} <= RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_is_data_and_says_its_command(name):
+    job = RECIPES[name]()
+    assert job == RECIPES[name]()
+    assert typed_json.decode(DualTowerJob, json.loads(json.dumps(typed_json.encode(job)))) == job
+    assert f"jaxscale train {name} " in RECIPES[name].__doc__
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_lacks_its_paths_only(name):
+    job = RECIPES[name]()
+    mesh = MeshSpec.parse(job.operation.mesh).resolve(8) if job.operation.mesh else MeshSpec(data=8)
+    with pytest.raises(UsageError, match=r"add `--data\.folder DIR`"):
+        job.check(mesh)
+    job = dataclasses.replace(job, data=dataclasses.replace(job.data, folder="somewhere"))
+    if job.towers.transformer is None:
+        with pytest.raises(UsageError, match="add `--init-from DIR`"):
+            job.check(mesh)
+        job = job.starting_from("somewhere")
+    job.check(mesh)
