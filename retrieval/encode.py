@@ -1,23 +1,33 @@
-"""Texts to vectors: tokenised, sorted by length, padded to a few lengths, one compiled program per length."""
+"""Texts to vectors, fast: tokenised, sorted by length, padded to few widths, several batches in flight.
+
+A program is compiled for each (rows, width) that occurs. Widths are a fixed ladder (`WIDTHS`), and a batch has as many
+rows as fit `tokens_per_batch`, so that a long corpus meets about as many programs as it has widths. Only the last
+batch has other rows: a power of two, so that a single query costs a batch of one.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Bool, Float32, Int32, Int64
 
-from jaxscale.data.buckets import pad_to_bucket
+from jaxscale.data.buckets import bucket_for, pad_to_bucket
+from jaxscale.errors import UsageError
 from jaxscale.nn.functional import Params
 from jaxscale.sharding.plan import replicated, row_sharded
 from retrieval.towers.encoder import Encoder, EncoderConfig, apply_encoder
 
-_LENGTH_MULTIPLE = 32
-_ROWS_PER_DEVICE = 32
+# Padding costs a text at most 15 tokens up to 128, then at most 31, then 63.
+WIDTHS = (*range(16, 128, 16), *range(128, 256, 32), *range(256, 512, 64), *range(512, 8193, 512))
+
+ComputeDtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,39 +48,128 @@ def encode_texts(
     texts: Sequence[str],
     mesh: Mesh,
     *,
-    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    compute_dtype: ComputeDtype = "float32",
+    tokens_per_batch: int = 2048,
+    num_in_flight: int = 2,
 ) -> EncodedTexts:
-    """The vectors of texts, in their order.
+    """The vectors of texts, in their order; `TextEncoder` serves many calls better.
 
     Args:
       encoder: the tower with its weights and tokenizer.
-      texts: N texts.
-      mesh: its devices share the rows of every batch.
+      texts: N texts, without the encoder's prefix, which is put before them here.
+      mesh: its devices share the rows of every batch, whatever its axes are.
       compute_dtype: dtype of the encoder's products; sums are in float32.
+      tokens_per_batch: padded tokens of a batch on one device, at most (a longer single text aside).
+      num_in_flight: batches computed at the same time.
+
+    Raises:
+      DataError: a text can't be tokenised.
+      UsageError: `tokens_per_batch` or `num_in_flight` is not positive.
     """
-    encoded = encoder.tokenize(texts)
-    lengths = np.array([len(ids) for ids in encoded.ids], np.int64)
-    order = np.argsort(lengths, kind="stable")
-    buckets = tuple(range(_LENGTH_MULTIPLE, encoder.config.max_length, _LENGTH_MULTIPLE)) + (encoder.config.max_length,)
-    program = _program(encoder.config, mesh, compute_dtype)
-    params = jax.device_put(encoder.params, replicated(mesh))
-    num_rows = _ROWS_PER_DEVICE * mesh.size
-    vectors = np.empty((len(texts), encoder.config.num_dims), np.float32)
-    pending = []
-    for start in range(0, len(texts), num_rows):
-        rows = order[start : start + num_rows]
-        tokens, mask = pad_to_bucket(
-            [encoded.ids[row] for row in np.resize(rows, num_rows)], buckets, encoder.tokenizer.pad_id
-        )
-        pending.append((rows, program(params, *jax.device_put((tokens, mask), row_sharded(mesh)))))
-    for rows, block in pending:
-        vectors[rows] = np.asarray(block)[: len(rows)]
-    return EncodedTexts(vectors=vectors, num_truncated=encoded.num_truncated)
+    return TextEncoder(
+        encoder,
+        mesh,
+        compute_dtype=compute_dtype,
+        tokens_per_batch=tokens_per_batch,
+        num_in_flight=num_in_flight,
+    ).encode(texts)
 
 
-@functools.lru_cache(maxsize=8)
-def _program(config: EncoderConfig, mesh: Mesh, compute_dtype: str) -> Callable[[Params, Array, Array], Array]:
-    def encode(params: Params, tokens: Array, mask: Array) -> Array:
-        return apply_encoder(config, params, tokens, mask, compute_dtype=jnp.dtype(compute_dtype))
+class TextEncoder:
+    """An encoder placed on a mesh: its weights are cast and copied to the devices once, for many calls."""
 
-    return jax.jit(encode, out_shardings=replicated(mesh))
+    def __init__(
+        self,
+        encoder: Encoder,
+        mesh: Mesh,
+        *,
+        compute_dtype: ComputeDtype = "float32",
+        tokens_per_batch: int = 2048,
+        num_in_flight: int = 2,
+    ) -> None:
+        """Places the weights; the arguments are those of `encode_texts`."""
+        for name, value in (("tokens_per_batch", tokens_per_batch), ("num_in_flight", num_in_flight)):
+            if value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+        self._encoder = encoder
+        self._mesh = mesh
+        self._compute_dtype = compute_dtype
+        self._tokens_per_batch = tokens_per_batch
+        self._num_in_flight = num_in_flight
+        self._params = jax.device_put(_cast_kernels(encoder.params, compute_dtype), replicated(mesh))
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """The vectors of `texts`; see `encode_texts`."""
+        encoded = self._encoder.tokenize(texts)
+        vectors = np.empty((len(texts), self._encoder.config.num_dims), np.float32)
+        # A program of one device runs in the thread that calls it; one of many devices does not, and must be started
+        # in the same order everywhere.
+        num_threads = self._num_in_flight if self._mesh.size == 1 else 1
+        with ThreadPoolExecutor(num_threads) as pool:
+            pending: deque[tuple[Int64[np.ndarray, " B"], Any]] = deque()
+            for rows, tokens, mask in self._batches(encoded.ids):
+                pending.append((rows, pool.submit(self._run, tokens, mask)))
+                if len(pending) > self._num_in_flight:
+                    _store(vectors, *pending.popleft())
+            while pending:
+                _store(vectors, *pending.popleft())
+        return EncodedTexts(vectors=vectors, num_truncated=encoded.num_truncated)
+
+    def _batches(
+        self, ids: Sequence[Int32[np.ndarray, "_"]]
+    ) -> Iterator[tuple[Int64[np.ndarray, " R"], Int32[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]]:
+        """Which texts (R of them), and their padded rows (B), the longest texts first."""
+        lengths = np.fromiter(map(len, ids), np.int64, count=len(ids))
+        order = np.argsort(-lengths, kind="stable")
+        widths = widths_up_to(self._encoder.config.max_length)
+        start = 0
+        while start < len(order):
+            width = bucket_for(int(lengths[order[start]]), widths)
+            num_rows = self._mesh.size * max(1, self._tokens_per_batch // width)
+            rows = order[start : start + num_rows]
+            if len(rows) < num_rows:
+                per_device = -(-len(rows) // self._mesh.size)
+                num_rows = min(num_rows, self._mesh.size * (1 << (per_device - 1).bit_length()))
+            # The rows that fill up the last batch repeat one, so that every row has a token.
+            padded = [ids[row] for row in rows] + [ids[rows[-1]]] * (num_rows - len(rows))
+            yield rows, *pad_to_bucket(padded, (width,), self._encoder.tokenizer.pad_id)
+            start += len(rows)
+
+    def _run(self, tokens: Int32[np.ndarray, "B S"], mask: Bool[np.ndarray, "B S"]) -> Float32[Array, "B E"]:
+        placed = jax.device_put((tokens, mask), row_sharded(self._mesh))
+        vectors = _encode(self._encoder.config, self._compute_dtype, self._params, *placed)
+        # With one device, waiting here keeps a thread for each batch in flight.
+        return jax.block_until_ready(vectors) if self._mesh.size == 1 else vectors
+
+
+def widths_up_to(max_length: int) -> tuple[int, ...]:
+    """The widths that batches of texts of at most `max_length` tokens are padded to.
+
+    >>> widths_up_to(40)
+    (16, 32, 40)
+    """
+    return (*(width for width in WIDTHS if width < max_length), max_length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    config: EncoderConfig,
+    compute_dtype: ComputeDtype,
+    params: Params,
+    tokens: Int32[Array, "B S"],
+    mask: Bool[Array, "B S"],
+) -> Float32[Array, "B E"]:
+    return apply_encoder(config, params, tokens, mask, compute_dtype=jnp.dtype(compute_dtype))
+
+
+def _cast_kernels(params: Params, compute_dtype: ComputeDtype) -> Params:
+    """Matrices in the dtype that they are multiplied in; tables, norms and biases stay as they are."""
+
+    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+        return jnp.asarray(leaf, compute_dtype) if path[-1].key == "kernel" else jnp.asarray(leaf)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _store(vectors: Float32[np.ndarray, "N E"], rows: Int64[np.ndarray, " R"], future: Any) -> None:
+    vectors[rows] = np.asarray(future.result())[: len(rows)]

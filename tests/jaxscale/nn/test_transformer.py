@@ -1,0 +1,318 @@
+"""The Transformer against a plain, unscanned float32 reference in both layouts, and the properties training needs."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec, make_mesh
+from jaxscale.nn import functional
+from jaxscale.nn.transformer import Transformer, TransformerConfig, bert_config, decoder_config
+from jaxscale.sharding.plan import batch_sharded, replicated, row_sharded
+
+ENCODER = bert_config(num_layers=3, d_model=24, num_heads=4, d_ff=40, vocab_size=50, max_positions=16)
+DECODER = decoder_config(
+    num_layers=3,
+    d_model=24,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=40,
+    vocab_size=50,
+    max_positions=16,
+    tied_output=False,
+)
+MULTI_QUERY = dataclasses.replace(DECODER, num_kv_heads=1, tied_output=True)
+apply = functools.partial(jax.jit, static_argnums=0, static_argnames=("compute_dtype", "remat"))(functional.apply)
+CONFIGS = {"encoder": ENCODER, "decoder": DECODER, "multi_query": MULTI_QUERY}
+
+
+BOTH_LAYOUTS = pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])
+
+
+@pytest.fixture(params=list(CONFIGS))
+def config(request):
+    return CONFIGS[request.param]
+
+
+def random_params(config: TransformerConfig, seed: int = 0):
+    """Parameters of order 1, norms and biases too, so that an error in any of them shows."""
+    shapes = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
+    leaves, treedef = jax.tree.flatten(shapes)
+    random = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        treedef, [jnp.asarray(random.normal(0, 0.4, leaf.shape), jnp.float32) + 0.1 for leaf in leaves]
+    )
+
+
+def batch(num_rows: int = 2, length: int = 7, seed: int = 0):
+    random = np.random.default_rng(seed)
+    tokens = jnp.asarray(random.integers(0, 50, (num_rows, length)), jnp.int32)
+    lengths = 1 + random.integers(0, length, num_rows)
+    lengths[0] = length
+    return tokens, jnp.asarray(np.arange(length) < lengths[:, None])
+
+
+def plain_norm(config, params, x):
+    if config.norm == "rmsnorm":
+        return x / np.sqrt((x**2).mean() + config.norm_epsilon) * params["scale"]
+    return (x - x.mean()) / np.sqrt(x.var() + config.norm_epsilon) * params["scale"] + params["bias"]
+
+
+def plain_activation(config, x):
+    if config.activation == "silu":
+        return x / (1 + np.exp(-x))
+    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
+
+
+def plain_rotate(x, position, base):
+    out = np.empty_like(x)
+    half = len(x) // 2
+    for c in range(half):
+        angle = position * base ** (-2 * c / len(x))
+        out[c] = x[c] * math.cos(angle) - x[c + half] * math.sin(angle)
+        out[c + half] = x[c + half] * math.cos(angle) + x[c] * math.sin(angle)
+    return out
+
+
+def plain_linear(params, x):
+    y = np.tensordot(x, params["kernel"], x.ndim)
+    return y + params["bias"] if "bias" in params else y
+
+
+def plain_attention(config, params, rows):
+    """rows: [n, D] of one text without padding."""
+    h, k, c = config.num_heads, config.num_kv_heads, config.head_dim
+    q, key, value = (np.stack([plain_linear(params[n], x) for x in rows]) for n in ("query", "key", "value"))
+    if config.positions == "rope":
+        q, key = (
+            np.stack([[plain_rotate(head, s, config.rope_base) for head in x] for s, x in enumerate(heads)])
+            for heads in (q, key)
+        )
+    out = np.zeros((len(rows), h, c))
+    for s in range(len(rows)):
+        visible = s + 1 if config.kind == "decoder" else len(rows)
+        for head in range(h):
+            group = head // (h // k)
+            scores = key[:visible, group] @ q[s, head] / math.sqrt(c)
+            weights = np.exp(scores - scores.max())
+            out[s, head] = (weights / weights.sum()) @ value[:visible, group]
+    return np.stack([plain_linear(params["out"], x) for x in out])
+
+
+def plain_mlp(config, params, x):
+    up = plain_linear(params["up"], x)
+    inner = (
+        plain_activation(config, plain_linear(params["gate"], x)) * up if config.gated else plain_activation(config, up)
+    )
+    return plain_linear(params["down"], inner)
+
+
+def plain_transformer(config, params, tokens):
+    """tokens: [n], one text without padding; float64, one token at a time, one layer after the other."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    norm = lambda p, rows: np.stack([plain_norm(config, p, x) for x in rows])  # noqa: E731
+    rows = params["embeddings"]["token"]["table"][tokens]
+    if config.positions == "learned":
+        rows = rows + params["embeddings"]["position"]["table"][: len(tokens)]
+    if config.type_vocab_size:
+        rows = rows + params["embeddings"]["token_type"]["table"][0]
+    post = config.norm_placement == "post"
+    rows = norm(params["norm"], rows) if post else rows
+    for index in range(config.num_layers):
+        layer = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
+        read = rows if post else norm(layer["attention_norm"], rows)
+        rows = rows + plain_attention(config, layer["attention"], read)
+        rows = norm(layer["attention_norm"], rows) if post else rows
+        read = rows if post else norm(layer["mlp_norm"], rows)
+        rows = rows + np.stack([plain_mlp(config, layer["mlp"], x) for x in read])
+        rows = norm(layer["mlp_norm"], rows) if post else rows
+    return rows if post else norm(params["norm"], rows)
+
+
+def test_equals_the_plain_reference(config):
+    params = random_params(config)
+    tokens, mask = batch()
+    got = apply(config, params, tokens, mask)
+    assert got.dtype == jnp.float32
+    for row in range(2):
+        length = int(mask[row].sum())
+        expected = plain_transformer(config, params, np.asarray(tokens[row, :length]))
+        np.testing.assert_allclose(got[row, :length], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_logits_are_the_output_matrix_or_the_tied_table():
+    tokens, mask = batch()
+    for config, matrix_of in (
+        (DECODER, lambda p: np.asarray(p["output"]["kernel"])),
+        (MULTI_QUERY, lambda p: np.asarray(p["embeddings"]["token"]["table"]).T),
+    ):
+        params = random_params(config)
+        hidden = apply(config, params, tokens, mask)
+        got = functional.logits(config, params, hidden)
+        np.testing.assert_allclose(got, np.asarray(hidden) @ matrix_of(params), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match="encoder"):
+        functional.logits(ENCODER, random_params(ENCODER), jnp.ones((1, 2, 24)))
+
+
+@BOTH_LAYOUTS
+def test_padding_changes_nothing_at_real_tokens(config):
+    params = random_params(config)
+    tokens, mask = batch(num_rows=4, length=9, seed=3)
+    hidden = apply(config, params, tokens, mask)
+    other = jnp.where(mask, tokens, (tokens + 17) % 50)
+    assert bool((other != tokens).any())
+    again = apply(config, params, other, mask)
+    np.testing.assert_array_equal(np.asarray(hidden)[np.asarray(mask)], np.asarray(again)[np.asarray(mask)])
+
+
+def test_a_decoder_does_not_see_the_future():
+    params = random_params(DECODER)
+    tokens, _ = batch()
+    mask = jnp.ones_like(tokens, bool)
+    before = apply(DECODER, params, tokens, mask)
+    after = apply(DECODER, params, tokens.at[:, 4:].set(1), mask)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert bool((before[:, 4:] != after[:, 4:]).any())
+
+
+def test_rotary_positions_are_relative():
+    params = random_params(DECODER)
+    tokens, mask = batch()
+    shifted = jnp.broadcast_to(jnp.arange(7) + 5, tokens.shape)
+    here = apply(DECODER, params, tokens, mask)
+    there = apply(DECODER, params, tokens, mask, positions=shifted)
+    np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
+
+
+def loss(config, params, tokens, mask, **options):
+    hidden = functional.apply(config, params, tokens, mask, **options)
+    return jnp.mean(jnp.where(mask[:, :, None], hidden, 0.0) ** 3)
+
+
+value_and_gradient = functools.partial(jax.jit, static_argnums=0, static_argnames=("compute_dtype", "remat"))(
+    jax.value_and_grad(loss, argnums=1)
+)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(np.float64)
+
+
+@BOTH_LAYOUTS
+def test_gradients_are_those_of_finite_differences(config):
+    params = random_params(config)
+    rows = batch()
+    slope = random_params(config, seed=9)
+    _, gradient = value_and_gradient(config, params, *rows)
+    ends = [
+        float(value_and_gradient(config, jax.tree.map(lambda a, b, h=h: a + h * b, params, slope), *rows)[0])
+        for h in (-1e-3, 1e-3)
+    ]
+    assert flat(gradient) @ flat(slope) == pytest.approx((ends[1] - ends[0]) / 2e-3, rel=2e-2)
+
+
+@BOTH_LAYOUTS
+def test_bfloat16_is_near_float32_and_its_gradients_are_float32(config):
+    params = jax.tree.map(lambda leaf: leaf * 0.5, random_params(config))
+    (_, exact), (_, rounded) = (
+        value_and_gradient(config, params, *batch(), compute_dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.float32)}
+    exact, rounded = flat(exact), flat(rounded)
+    assert exact @ rounded / np.linalg.norm(exact) / np.linalg.norm(rounded) > 0.99
+    assert (exact != rounded).any()
+
+
+def test_remat_changes_no_gradient():
+    params = random_params(DECODER)
+    kept, remade = (value_and_gradient(DECODER, params, *batch(), remat=remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), kept, remade)
+    program = jax.make_jaxpr(lambda p: functional.apply(DECODER, p, *batch(), remat=True))(params)
+    assert "checkpoint" in str(program) or "remat" in str(program)
+
+
+@BOTH_LAYOUTS
+def test_layers_are_scanned_so_the_program_does_not_grow_with_depth(config):
+    tokens, mask = batch()
+
+    def num_equations(num_layers):
+        deep = dataclasses.replace(config, num_layers=num_layers)
+        params = jax.eval_shape(lambda: functional.init_params(deep, jax.random.key(0)))
+        return len(jax.make_jaxpr(lambda p: functional.apply(deep, p, tokens, mask))(params).eqns)
+
+    assert num_equations(2) == num_equations(12)
+
+
+def test_dropout_is_by_key_and_off_without_one():
+    config = dataclasses.replace(ENCODER, dropout_rate=0.5)
+    params = random_params(config)
+    tokens, mask = batch()
+    run = lambda key: np.asarray(apply(config, params, tokens, mask, dropout_key=key))  # noqa: E731
+    np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
+    assert (run(jax.random.key(1)) != run(jax.random.key(2))).any()
+    np.testing.assert_array_equal(run(None), apply(ENCODER, params, tokens, mask))
+
+
+def test_a_parameter_depends_on_its_name_alone():
+    @functools.partial(jax.jit, static_argnums=0)
+    def kernel(config):
+        return functional.init_params(config, jax.random.key(7))["layers"]["attention"]["query"]["kernel"]
+
+    few, many = kernel(ENCODER), kernel(dataclasses.replace(ENCODER, num_layers=5, use_bias=False))
+    np.testing.assert_array_equal(few, many[:3])
+    assert bool((few[0] != few[1]).any())
+    # A normal distribution cut at two standard deviations keeps 0.88 of its spread.
+    assert float(jnp.std(few)) == pytest.approx(0.02 * 0.88, rel=0.1)
+
+
+def test_vmap_over_models_equals_one_by_one():
+    models = [random_params(ENCODER, seed) for seed in range(2)]
+    tokens, mask = batch()
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    got = jax.vmap(lambda params: apply(ENCODER, params, tokens, mask))(stacked)
+    for index, params in enumerate(models):
+        np.testing.assert_allclose(got[index], apply(ENCODER, params, tokens, mask), rtol=1e-4, atol=1e-5)
+
+
+@BOTH_LAYOUTS
+def test_sharded_over_a_mesh_equals_one_device(config):
+    mesh = make_mesh(MeshSpec.parse("data=2,fsdp=2,tensor=2"))
+    params = random_params(config)
+    tokens, mask = batch(num_rows=8)
+
+    def sharding(leaf):
+        even = leaf.ndim > 1 and leaf.shape[0] % mesh.size == 0
+        return row_sharded(mesh) if even else replicated(mesh)
+
+    placed = jax.device_put(params, jax.tree.map(sharding, params))
+    rows = jax.device_put((tokens, mask), batch_sharded(mesh))
+    got, expected = value_and_gradient(config, placed, *rows), value_and_gradient(config, params, tokens, mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got, expected)
+
+
+def test_is_an_nnx_module_of_so_many_parameters():
+    model = nnx.eval_shape(lambda: Transformer(ENCODER, key=jax.random.key(0)))
+    assert isinstance(model, nnx.Module)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    assert num_params == ENCODER.num_params == sum(leaf.size for leaf in jax.tree.leaves(random_params(ENCODER)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_kv_heads", 3), ("num_layers", 0), ("head_dim", 7), ("dropout_rate", 1.0), ("max_positions", 0)],
+)
+def test_refuses_a_configuration_that_cannot_be(field, value):
+    with pytest.raises(UsageError, match=f"{field}={value}"):
+        dataclasses.replace(DECODER, **{field: value})
+
+
+def test_refuses_a_sequence_over_its_limit():
+    with pytest.raises(UsageError, match="max_positions=16"):
+        apply(ENCODER, random_params(ENCODER), *batch(length=17))
