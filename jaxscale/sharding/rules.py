@@ -234,8 +234,6 @@ def _pair_reason(graph: Graph, pair: Pair, leaf: int, dim: int) -> str:
 
 def _spec_like(leaf: Leaf, parameter: Leaf, spec: Spec) -> Spec:
     """The spec of a leaf whose dims are some of the parameter's, matched by their factors."""
-    if leaf.dims == parameter.dims:
-        return spec
     unused = list(zip(parameter.dims, spec, strict=True))
     made: list[DimAxes] = []
     for dim in leaf.dims:

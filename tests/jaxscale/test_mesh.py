@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
@@ -32,6 +32,7 @@ from jaxscale.sharding.plan import batch_axes, batch_sharded, replicated, row_sh
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1, 2, 3, 5, 8]), min_size=7, max_size=7))
 def test_a_spec_survives_its_text(sizes):
     spec = MeshSpec(**dict(zip(AXES, sizes, strict=True)))
@@ -72,6 +73,7 @@ def test_what_is_refused(text, message):
     assert message in str(caught.value)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=3, max_size=3),
     st.sampled_from([1, 6, 8, 12, 64]),

@@ -251,6 +251,12 @@ def test_small_leaves_stay_whole_over_fsdp():
     assert got["embeddings/position/table"] == "-, -"
     assert got["layers/mlp/up/kernel"] == "-, -, fsdp"
     position = next(leaf for leaf in plan.leaves if leaf.path == "embeddings/position/table")
+    # Rows that the batch looks up stay whole too where they are few.
+    got, _ = specs(loss, ENCODER, batch, "data=4,tensor=2", limits=Limits(small_leaf_bytes=20_000))
+    assert got["embeddings/token/table"] == "tensor, -"
+    assert got["embeddings/token_type/table"] == "-, -"
+    got, _ = specs(loss, ENCODER, batch, "data=4,tensor=2", limits=Limits(small_leaf_bytes=30_000))
+    assert got["embeddings/token/table"] == "-, -"
     assert position.reasons == ("4096 bytes are below small_leaf_bytes=20000",)
 
 

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxscale.sharding.factors import Factors
@@ -42,6 +42,7 @@ def test_dims_of_size_one_have_no_factors():
     assert factors.link((), ())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 5), min_size=1, max_size=5), st.data())
 def test_any_run_of_factors_can_be_taken_and_keeps_its_size(sizes, data):
     """A dim cut at every product of its leading pieces, in any order, ends as those pieces."""
@@ -54,6 +55,7 @@ def test_any_run_of_factors_can_be_taken_and_keeps_its_size(sizes, data):
     assert [factors.size(f) for f in factors.resolve(dim)] == sizes
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12))
 def test_links_are_the_connected_components(edges):
     factors = Factors()

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxscale.errors import UsageError
@@ -59,6 +59,7 @@ def test_plain_data_parallelism_may_copy():
     assert plan.leaves[0].spec == ((), ())
 
 
+@settings(deadline=None)
 @given(
     mesh=st.tuples(*[st.sampled_from([1, 2, 3, 4])] * 3),
     width=st.integers(1, 24),

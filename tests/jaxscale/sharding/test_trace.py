@@ -170,3 +170,14 @@ def test_optimizer_state_follows_the_parameter_it_is_made_from(optimizer):
         name = leaf.path[-1]
         assert graph.leaves[leaf.follows].path == name
         assert leaf.dims == dims[name]
+
+
+def test_state_that_is_only_written_is_linked_to_what_it_is_made_from():
+    """An optimizer that remembers the last gradient and never reads it."""
+    remember = optax.GradientTransformation(
+        init=lambda params: jax.tree.map(jnp.zeros_like, params), update=lambda grads, state, params: (grads, grads)
+    )
+    graph, _ = traced(lambda p, x: x @ p["w"], {"w": (4, 6)}, (3, 4), optimizer=remember)
+    (state,) = [leaf for leaf in graph.leaves if leaf.role == "optimizer"]
+    assert state.dims == graph.leaves[0].dims
+    assert state.follows == 0
