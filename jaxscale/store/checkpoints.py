@@ -21,6 +21,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jaxscale.errors import DataError, UsageError, VerificationError
 from jaxscale.store import arrays, commit, disk
 from jaxscale.store.checksums import Check, compare
+from jaxscale.store.chunks import Chunked, array_of_chunk
 from jaxscale.store.failpoints import failpoint
 from jaxscale.store.host_copy import HostCopier, without_copy
 from jaxscale.store.lock import WriterLock
@@ -147,9 +148,14 @@ class Checkpoints:
         Raises:
           Exception: what that save failed with; that step was then not saved, and the older ones are as they were.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
+        pending = self._pending
+        if pending is None:
+            return
+        try:
             pending.result()
+        finally:
+            if pending.done():  # interrupted while it waited: the save goes on, and the next call waits for it
+                self._pending = None
 
     def restore(
         self, step: int, abstract_state: Any, shardings: Any = None, check: Check = "full"
@@ -159,8 +165,7 @@ class Checkpoints:
         Args:
           step: one of `steps()`.
           abstract_state: a tree whose leaves have `shape` and `dtype`; the state's, or a part of it by the same paths.
-            None reads everything, into nested dicts.
-            None reads every leaf, as a nested dict.
+            None reads every leaf, into nested dicts.
           shardings: a tree of shardings like `abstract_state`, or one for all; None gives numpy arrays.
           check: `full` checks every byte of the checkpoint, `sizes` names and sizes and the values that are read.
 
@@ -237,7 +242,7 @@ class Checkpoints:
                 self._lock.release()
                 self._lock = None
 
-    def _open_draft(self, step: int, parts: dict[str, arrays.Chunked]) -> commit.Draft | None:
+    def _open_draft(self, step: int, parts: dict[str, Chunked]) -> commit.Draft | None:
         """The draft of a step; None in the processes that only add their shards to it."""
         if not _is_primary():
             return None
@@ -289,7 +294,7 @@ class Checkpoints:
             raise VerificationError(f"{path / 'MANIFEST.json'} is missing; nothing unfinished has that name") from None
         names = [] if abstract is None else arrays.named_leaves(abstract)
         roots = {f"{_ORBAX}/{STATE}/{name}" for name in names}
-        read_by_codec = [name for name in manifest.files if arrays.array_of_chunk(name) in roots]
+        read_by_codec = [name for name in manifest.files if array_of_chunk(name) in roots]
         commit.raise_if_damaged(path, compare(path, manifest, check, read_by_codec))
 
     def _mark(self, step: int, mark: Mark) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxscale.store import arrays
+from jaxscale.store.arrays import named_leaves
+from jaxscale.store.chunks import Chunked, chunk, refuse_keys
 from jaxscale.store.failpoints import failpoint
 
 
@@ -20,7 +21,7 @@ class HostCopier:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
 
-    def copy(self, tree: Any) -> dict[str, arrays.Chunked]:
+    def copy(self, tree: Any) -> dict[str, Chunked]:
         """Copies what this process holds of each leaf, so that the caller may overwrite the tree.
 
         Args:
@@ -33,7 +34,7 @@ class HostCopier:
         kept, self._buffers = self._buffers, {}
         return {name: self._copy_leaf(name, leaf, kept) for name, leaf in leaves.items()}
 
-    def _copy_leaf(self, name: str, leaf: Any, kept: dict[tuple[str, int], np.ndarray]) -> arrays.Chunked:
+    def _copy_leaf(self, name: str, leaf: Any, kept: dict[tuple[str, int], np.ndarray]) -> Chunked:
         """Copies one leaf into memory of `kept`, or into new memory where its shape or dtype has changed."""
 
         def buffer(number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -43,7 +44,7 @@ class HostCopier:
             return self._buffers[name, number]
 
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            held = arrays.chunk(leaf)
+            held = chunk(leaf)
             owned = []
             for number, (index, source) in enumerate(held.parts):
                 owned.append((index, buffer(number, source.shape, source.dtype)))
@@ -57,20 +58,20 @@ class HostCopier:
             whole = buffer(0, sources[0][1].shape, sources[0][1].dtype)
         for index, source in sources:
             np.copyto(whole[(*index, ...)], source)
-        return arrays.chunk(whole)
+        return chunk(whole)
 
 
-def without_copy(tree: Any) -> dict[str, arrays.Chunked]:
+def without_copy(tree: Any) -> dict[str, Chunked]:
     """What this process holds of each leaf, in the leaves' own memory where that is on the host."""
-    return {name: arrays.chunk(leaf) for name, leaf in _start_transfers(tree).items()}
+    return {name: chunk(leaf) for name, leaf in _start_transfers(tree).items()}
 
 
 def _start_transfers(tree: Any) -> dict[str, Any]:
     """The leaves by name, on their way from the devices to the host."""
     failpoint("checkpoints.before_host_copy")
-    leaves = arrays.named_leaves(tree)
+    leaves = named_leaves(tree)
     for leaf in leaves.values():
-        arrays.refuse_keys(leaf)
+        refuse_keys(leaf)
         if isinstance(leaf, jax.Array):
             for shard in leaf.addressable_shards:
                 if shard.replica_id == 0:

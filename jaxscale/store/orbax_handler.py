@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from jaxscale.store import arrays
+from jaxscale.store.chunks import Chunked
 from jaxscale.store.failpoints import failpoint
 
 STATE = "state"
@@ -20,11 +21,11 @@ METADATA = "metadata"
 class TreeHandler:
     """Writes and reads a tree of arrays with `jaxscale.store.arrays`; Orbax's CheckpointableHandler protocol."""
 
-    async def save(self, directory: Any, checkpointable: dict[str, arrays.Chunked]) -> Awaitable[None]:
+    async def save(self, directory: Any, checkpointable: dict[str, Chunked]) -> Awaitable[None]:
         """Returns the write, which Orbax awaits in the background; `checkpointable` is what a HostCopier gave."""
         return self._write(directory, checkpointable)
 
-    async def _write(self, directory: Any, chunked: dict[str, arrays.Chunked]) -> None:
+    async def _write(self, directory: Any, chunked: dict[str, Chunked]) -> None:
         path = Path(await directory.await_creation())
         failpoint("checkpoints.before_write")
         arrays.write_named(path, chunked)

@@ -1,4 +1,3 @@
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxscale.errors import DataError, VerificationError
-from jaxscale.store import arrays
+from jaxscale.store import arrays, chunks
 
 DTYPES = ("bool", "int8", "uint8", "int32", "uint32", "int64", "float16", "bfloat16", "float32", "float64", "complex64")
 
@@ -46,7 +45,7 @@ def test_a_chunk_is_its_values_and_their_checksum(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -62,26 +61,6 @@ def test_row_slices_are_numpys(
     assert (handle.shape, handle.dtype, len(handle)) == (expected.shape, expected.dtype, num_rows)
     np.testing.assert_array_equal(handle[bounds[0] : bounds[1]], expected[bounds[0] : bounds[1]])
     np.testing.assert_array_equal(handle[num_rows - 1], expected[num_rows - 1])
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    shape=st.lists(st.integers(1, 5000), max_size=4).map(tuple),
-    itemsize=st.sampled_from([1, 2, 4, 8]),
-    divide=st.booleans(),
-)
-def test_chunks_are_small_and_near_the_limit(shape: tuple[int, ...], itemsize: int, divide: bool) -> None:
-    found = arrays.chunk_shape(shape, itemsize, must_divide=divide)
-    num_bytes = math.prod(found) * itemsize
-    assert len(found) == len(shape)
-    assert all(1 <= part <= size for part, size in zip(found, shape, strict=True))
-    assert num_bytes <= max(arrays.CHUNK_BYTES, itemsize)
-    if divide:
-        assert all(size % part == 0 for part, size in zip(found, shape, strict=True))
-    elif found != shape:
-        assert num_bytes * 2 > arrays.CHUNK_BYTES
-        padded = math.prod(-(-size // part) * part for size, part in zip(shape, found, strict=True))
-        assert padded < math.prod(shape) * 1.5
 
 
 @pytest.mark.parametrize("written", [PartitionSpec(), PartitionSpec("a", "b"), PartitionSpec(None, ("a", "b"))])

@@ -94,6 +94,26 @@ def test_an_interrupted_save_is_never_committed(tmp_path: Path, monkeypatch: pyt
     assert list((tmp_path / "c").iterdir()) == []
 
 
+def test_an_interrupted_wait_does_not_forget_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    real = arrays.write_named
+    monkeypatch.setattr(arrays, "write_named", lambda *args: (release.wait(30), real(*args)))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with Checkpoints(tmp_path / "c", keep_last=2) as checkpoints:
+        checkpoints.save_async(1, state_of(1), {})
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints._pending, "result", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.wait()
+        threading.Timer(0.1, release.set).start()
+        checkpoints.save(2, state_of(2), {})
+        assert checkpoints.steps() == [1, 2]
+        same(checkpoints.restore(1, state_of(0))[0], state_of(1))
+
+
 def test_an_error_of_the_background_is_raised_at_the_next_call_and_the_older_step_stays(tmp_path, monkeypatch) -> None:
     with Checkpoints(tmp_path / "c", keep_last=1) as checkpoints:
         checkpoints.save(1, state_of(1), {})
