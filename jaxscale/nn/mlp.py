@@ -1,8 +1,10 @@
 """The feed-forward part: down(activation(up(x))), or gated, down(activation(gate(x)) * up(x))."""
 
+import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Key
@@ -10,8 +12,31 @@ from jaxtyping import Array, Float, Float32, Key
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.linear import Linear
 
+
+@jax.custom_jvp
+def exact_gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """The exact GELU: x P(X <= x) for a standard normal X.
+
+    Its derivative is written out, P(X <= x) + x p(x): with the one that jax derives from `erfc`, forward and backward
+    of an MLP take 2.5 times as long on CPU.
+
+    Reference: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415
+
+    >>> exact_gelu(jnp.array([0.0, 1.0])).tolist()
+    [0.0, 0.8413447141647339]
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_slope(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density
+
+
+exact_gelu.defjvps(lambda tangent, _, x: tangent * _gelu_slope(x))
+
 ACTIVATIONS: dict[str, Callable[[Float32[Array, "..."]], Float32[Array, "..."]]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": exact_gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
