@@ -97,7 +97,7 @@ def require_space(setup: Setup) -> None:
       MachineError: naming what is needed and what is free.
     """
     operation, num_steps = setup.operation, setup.identity.num_steps
-    # Those kept, the best one, the one being written, and the one being written over a removal still under way.
+    # Those kept, the best one, and the one that is written before an older one may go.
     num_checkpoints = operation.keep_last + bool(operation.best_metric) + 1
     if operation.keep_every_steps is not None:
         num_checkpoints += num_steps // operation.keep_every_steps

@@ -59,13 +59,15 @@ def state_hash(state: State) -> str:
     It depends on the values alone, not on the mesh they are spread over.
 
     >>> state_hash({"b": jnp.ones(2), "a": jnp.zeros(())})[:8]
-    '5cc40ecd'
+    '0fcae665'
     """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    with_paths = jax.tree_util.tree_leaves_with_path(state)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in with_paths}
     digest = hashlib.sha256()
     for path in sorted(leaves):
         value = np.ascontiguousarray(host_value(leaves[path]))
-        digest.update(f"{path} {value.dtype} {np.shape(leaves[path])}\n".encode())
+        shape = ",".join(map(str, np.shape(leaves[path])))
+        digest.update(f"{path} {value.dtype} [{shape}]\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
 

@@ -1,5 +1,7 @@
 """The hash of a state, and parameters placed without sharing memory with what was given."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,12 @@ def test_the_hash_is_of_values_not_of_places():
     mesh = make_mesh(MeshSpec(data=8))
     spread = jax.device_put(tree(), {"params": {"a": row_sharded(mesh), "b": replicated(mesh)}})
     assert state_hash(spread) == state_hash(tree())
+
+
+def test_the_hash_is_the_documented_one():
+    digest = hashlib.sha256(b"params/a float32 [16]\n" + np.arange(16, dtype="<f4").tobytes())
+    digest.update(b"params/b int32 []\n\x01\x00\x00\x00")
+    assert state_hash(tree()) == digest.hexdigest()
 
 
 @pytest.mark.parametrize("change", ["value", "sign", "dtype", "shape", "name"])
