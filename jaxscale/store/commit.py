@@ -93,10 +93,10 @@ class Draft:
             _remove_leftovers(self.final, keep=self.path if resumable else None)
             _check_place(self.final, format, replace)
             self.path.mkdir(exist_ok=resumable)
+            failpoint("commit.draft_opened")
         except BaseException:
             self._lock.release()
             raise
-        failpoint("commit.draft_opened")
 
     def commit(self) -> Committed:
         """Makes everything durable, renames the draft into its place, and only then returns.
