@@ -228,6 +228,18 @@ def test_adam_moments_have_their_parameters_specs():
     assert moments == {f"0/{name}/{path}": spec for name in ("mu", "nu") for path, spec in parameters.items()}
 
 
+def test_a_kernel_whose_two_dims_are_one_stream_is_split_once_and_so_are_its_moments():
+    plan = derive(
+        lambda p, x: x + jnp.tanh(x @ p["w"]),
+        floats(w=(8, 8)),
+        floats(x=(8, 8))["x"],
+        MeshSpec(fsdp=2, data=4),
+        optimizer=optax.adam(1e-3),
+        limits=SPLIT_ALL,
+    )
+    assert {leaf.spec for leaf in plan.leaves if leaf.shape and leaf.role != "batch"} == {(("fsdp",), ())}
+
+
 def test_factored_moments_follow_dim_by_dim():
     optimizer = optax.adafactor(1e-3, min_dim_size_to_factor=8)
     plan = derive(
