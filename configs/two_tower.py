@@ -84,10 +84,10 @@ def two_tower_demo() -> DualTowerJob:
         data=PairData(query_buckets=(24,), document_buckets=(64,), num_dev_queries=256, num_dev_documents=1024),
         contrastive=Contrastive(temperature=0.05, symmetric=True),
         training=TrainingIdentity(
-            num_steps=240,
+            num_steps=160,
             global_batch_size=128,
             optimizer=AdamWConfig(
-                schedule=ScheduleConfig(kind="linear", peak_learning_rate=3e-3, warmup_steps=20, decay_steps=240)
+                schedule=ScheduleConfig(kind="linear", peak_learning_rate=3e-3, warmup_steps=20, decay_steps=160)
             ),
             compute_dtype="bfloat16",
         ),
