@@ -158,6 +158,24 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, number, phase, 
         }
 
 
+def test_a_signal_in_the_midst_of_a_save_waits_for_it(whole, tmp_path, monkeypatch):
+    job, _, result = whole
+    save = Checkpoints.save_async
+
+    def signalled(self, step, state, metadata):
+        save(self, step, state, metadata)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save_async", signalled)
+    with pytest.raises(Preempted):
+        go(job, tmp_path / "run")
+    stopped = events(tmp_path / "run", "stopped")[0]["step"]
+    assert stopped >= 4
+    assert {4, stopped} <= {event["step"] for event in events(tmp_path / "run", "saved")}
+    assert go(job, tmp_path / "run").state_hash == result.state_hash
+
+
 def test_a_longer_run_is_the_run_that_was_longer_from_the_start(whole, tmp_path):
     job, _, _ = whole
     longer = dataclasses.replace(job, training=dataclasses.replace(job.training, num_steps=18))
