@@ -64,7 +64,8 @@ def verify(path: str | Path, check: Check = "full") -> Verification:
     """
     path = Path(path).absolute()
     if not path.is_dir():
-        raise DataError(f"there is no folder {path}")
+        what = "is a file; name the folder that it is in" if path.exists() else "is not there"
+        raise DataError(f"{path} {what}: expected a committed directory, or a folder that contains some")
     reports: list[DirectoryReport] = []
     leftovers: list[Path] = []
     num_uncovered_files = 0
@@ -86,14 +87,6 @@ def verify(path: str | Path, check: Check = "full") -> Verification:
         num_uncovered_files=num_uncovered_files,
         leftovers=tuple(sorted(leftovers)),
     )
-
-
-def raise_if_damaged(verification: Verification) -> None:
-    """Raises a VerificationError that names every damaged file, if there are any."""
-    damages = verification.damages
-    if damages:
-        named = "".join(f"\n  {damage}" for damage in damages)
-        raise VerificationError(f"{len(damages)} damaged; restore from a copy, or make again:{named}")
 
 
 def _verify_directory(path: Path, check: Check) -> DirectoryReport:

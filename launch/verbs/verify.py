@@ -6,8 +6,9 @@ from typing import Any
 
 import tyro
 
+from jaxscale.errors import VerificationError
 from jaxscale.store.checksums import Check
-from jaxscale.store.verify import DirectoryReport, raise_if_damaged, verify
+from jaxscale.store.verify import DirectoryReport, verify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,7 @@ class Command:
             print(f"{found.num_uncovered_files} files beside them are covered by no manifest and were not checked")
         for leftover in found.leftovers:
             print(f"{leftover}: a draft, of a writer at work or dead; nobody reads it")
-        raise_if_damaged(found)
-        return {
+        result = {
             "check": self.check,
             "verified": self.check == "full",
             "num_directories": len(found.directories),
@@ -47,7 +47,14 @@ class Command:
             "num_bytes": num_bytes,
             "num_uncovered_files": found.num_uncovered_files,
             "leftovers": [str(path) for path in found.leftovers],
+            "damages": [{"file": str(damage.file), "what": damage.what} for damage in found.damages],
         }
+        if found.damages:
+            named = "".join(f"\n  {damage}" for damage in found.damages)
+            raise VerificationError(
+                f"{len(found.damages)} damaged; restore from a copy, or make again:{named}", report=result
+            )
+        return result
 
 
 def _line(report: DirectoryReport, check: Check) -> str:

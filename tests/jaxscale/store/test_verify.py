@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_step_without_its_manifest_is_damage(tmp_path: Path) -> None:
 def test_nothing_committed_is_bad_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing committed"):
         verify(tmp_path)
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="is not there"):
         verify(tmp_path / "x")
 
 
@@ -52,8 +53,11 @@ def test_the_verb_says_how_far_it_looked(folder: Path, capsys: pytest.CaptureFix
 def test_the_verb_names_each_damaged_file_and_exits_5(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a/f.txt").write_text("xxxxx")
     (folder / "deep/b/f.txt").unlink()
-    assert main(["verify", str(folder)]) == 5
+    report_file = tmp_path / "report.json"
+    assert main(["verify", str(folder), "--json", str(report_file)]) == 5
     error = capsys.readouterr().err
+    damaged = {damage["file"] for damage in json.loads(report_file.read_text())["damages"]}
+    assert damaged == {f"{folder}/a/f.txt", f"{folder}/deep/b/f.txt"}
     assert f"{folder}/a/f.txt: has other bytes" in error
     assert f"{folder}/deep/b/f.txt: is missing" in error
     assert main(["verify", str(folder / "a"), "--check", "sizes"]) == 0
@@ -62,4 +66,10 @@ def test_the_verb_names_each_damaged_file_and_exits_5(folder: Path, capsys: pyte
 def test_the_verb_exits_3_where_nothing_is_committed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 3
     assert main(["verify", str(tmp_path / "x")]) == 3
-    assert "there is no folder" in capsys.readouterr().err
+    assert "is not there" in capsys.readouterr().err
+
+
+def test_the_verb_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "f").touch()
+    assert main(["verify", str(tmp_path / "f")]) == 3
+    assert "is a file; name the folder" in capsys.readouterr().err
