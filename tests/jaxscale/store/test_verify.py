@@ -50,7 +50,9 @@ def test_the_verb_says_how_far_it_looked(folder: Path, capsys: pytest.CaptureFix
     assert "unverified" in capsys.readouterr().out
 
 
-def test_the_verb_names_each_damaged_file_and_exits_5(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_names_each_damaged_file_and_exits_5(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "a/f.txt").write_text("xxxxx")
     (folder / "deep/b/f.txt").unlink()
     report_file = tmp_path / "report.json"
