@@ -91,7 +91,7 @@ class Draft:
             self.path = draft_path(self.final, "resumable" if resumable else id or secrets.token_hex(4))
             _recover(self.final)
             _remove_leftovers(self.final, keep=self.path if resumable else None)
-            _check_place(self.final, format, replace)
+            check_place(self.final, format=format, replace=replace)
             self.path.mkdir(exist_ok=resumable)
             failpoint("commit.draft_opened")
         except BaseException:
@@ -243,6 +243,32 @@ def open_committed(
     return Committed(path=path, manifest=manifest, check=check)
 
 
+def check_place(path: str | Path, *, format: str, replace: bool) -> None:
+    """Refuses a place that a draft would not be committed to; for work that is long before its draft is opened.
+
+    Args:
+      path: the directory's place.
+      format: what the directory will hold.
+      replace: whether a committed directory of that format that is there already is replaced.
+
+    Raises:
+      UsageError: something is there already that may not be replaced.
+    """
+    final = Path(path).absolute()
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    if not replace:
+        raise UsageError(f"{final} exists already; choose another place, or remove it first")
+    if not is_committed(final):
+        raise UsageError(f"{final} is not a committed directory and is not replaced; choose another place")
+    try:
+        found = read_manifest(final).format
+    except VerificationError:
+        return  # a damaged one may be replaced: that is how it is mended
+    if found != format:
+        raise UsageError(f"{final} holds {found} and is not replaced by {format}; choose another place")
+
+
 def is_committed(path: str | Path) -> bool:
     """Whether there is a directory with a manifest at `path`; its files are not looked at."""
     return (Path(path) / MANIFEST_NAME).is_file()
@@ -344,21 +370,6 @@ def _remove_leftovers(final: Path, keep: Path | None) -> None:
     for leftover in [*_leftovers(final, "tmp"), *_leftovers(final, "old")]:
         if leftover != keep:
             shutil.rmtree(leftover)
-
-
-def _check_place(final: Path, format: str, replace: bool) -> None:
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-        return
-    if not replace:
-        raise UsageError(f"{final} exists already; choose another place, or remove it first")
-    if not is_committed(final):
-        raise UsageError(f"{final} is not a committed directory and is not replaced; choose another place")
-    try:
-        found = read_manifest(final).format
-    except VerificationError:
-        return  # a damaged one may be replaced: that is how it is mended
-    if found != format:
-        raise UsageError(f"{final} holds {found} and is not replaced by {format}; choose another place")
 
 
 def _write_durably(path: Path, content: bytes) -> None:
