@@ -10,6 +10,7 @@ import errno
 import importlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -124,14 +125,22 @@ def _write_json(path: Path, report: Any) -> None:
     """Writes a verb's report; it is tried before the verb runs, so that no long work ends without its report."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, default=_plain) + "\n")
+        path.write_text(json.dumps(_json_values(report), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise MachineError(f"--json={path} can't be written: {error}; name a file in a folder of yours") from error
 
 
-def _plain(value: Any) -> Any:
-    """JSON's form of what is not JSON: numpy's numbers as numbers, paths and the rest as text."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else str(value)
+def _json_values(value: Any) -> Any:
+    """What JSON can hold: numpy's numbers as numbers, NaN and infinities as null, paths and the rest as text."""
+    if isinstance(value, dict):
+        return {key: _json_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_values(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _help() -> str:

@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxscale.store.commit import check_place
 from retrieval.corpora import pydocs
+from retrieval.formats import beir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Command:
     def run(self) -> dict[str, Any]:
         """Makes the folder, prints what is in it and returns the numbers."""
         config = pydocs.PydocsConfig(packages=self.packages)
+        check_place(self.out, format=beir.FORMAT, replace=self.replace)
         corpus = pydocs.build(config)
         folder = pydocs.write(self.out, corpus, config, replace=self.replace)
         num_queries = {split: len(judged) for split, judged in corpus.qrels.items()}

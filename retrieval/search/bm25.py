@@ -6,6 +6,7 @@ Reference: Kamphuis et al., Which BM25 Do You Mean?, ECIR 2020; Lù, BM25S, 2024
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class BM25:
             raise DataError(f"BM25 needs at least one passage with a word in it; got {len(documents)} without any")
         numbered = [[vocabulary[term] for term in document] for document in documents]
         scorer = bm25s.BM25(k1=config.k1, b=config.b, method="lucene")
+        # bm25s sets its logger to DEBUG when it is imported; let the program's own level hold for it again.
+        logging.getLogger("bm25s").setLevel(logging.NOTSET)
         scorer.index((numbered, vocabulary), create_empty_token=False, show_progress=False)
         return cls(config, scorer)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -131,6 +132,16 @@ def test_numbers_of_numpy_are_numbers_in_the_report(fake, monkeypatch, tmp_path)
     out = tmp_path / "report.json"
     assert main(["fake", "--json", str(out)]) == 0
     assert json.loads(out.read_text()) == {"score": 0.5, "count": 3, "path": "a/b"}
+
+
+def test_a_number_that_json_does_not_know_is_null_in_the_report(fake, monkeypatch, tmp_path):
+    def run(self):
+        return {"loss": math.nan, "steps": [{"loss": np.float32(np.inf)}, (1.5, True, "NaN")]}
+
+    monkeypatch.setattr(fake, "Command", dataclasses.dataclass(frozen=True)(type("Command", (), {"run": run})))
+    out = tmp_path / "report.json"
+    assert main(["fake", "--json", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"loss": None, "steps": [{"loss": None}, [1.5, True, "NaN"]]}
 
 
 def test_a_report_that_can_not_be_written_is_told_before_the_work(fake, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import logging
 import math
 
 import numpy as np
@@ -78,3 +79,9 @@ def test_bad_input_is_refused():
         AnalyserConfig(stemmer="klingon")
     with pytest.raises(UsageError, match="k=0"):
         BM25.build(PASSAGES).search(["fish"], 0)
+
+
+def test_building_says_nothing_to_a_program_that_logs(caplog):
+    logging.getLogger("bm25s").setLevel(logging.DEBUG)  # as importing bm25s leaves it
+    BM25.build(PASSAGES)
+    assert caplog.records == []
