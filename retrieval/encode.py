@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Int64
 
 from jaxscale.data.buckets import bucket_for, pad_to_bucket
 from jaxscale.errors import UsageError
+from jaxscale.nn import functional
 from jaxscale.nn.functional import Params
 from jaxscale.sharding.plan import replicated, row_sharded
 from retrieval.towers.encoder import Encoder, EncoderConfig, apply_encoder
@@ -96,7 +97,7 @@ class TextEncoder:
         self._compute_dtype = compute_dtype
         self._tokens_per_batch = tokens_per_batch
         self._num_in_flight = num_in_flight
-        self._params = jax.device_put(_cast_kernels(encoder.params, compute_dtype), replicated(mesh))
+        self._params = jax.device_put(_for_inference(encoder.params, compute_dtype), replicated(mesh))
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """The vectors of `texts`; see `encode_texts`."""
@@ -162,13 +163,14 @@ def _encode(
     return apply_encoder(config, params, tokens, mask, compute_dtype=jnp.dtype(compute_dtype))
 
 
-def _cast_kernels(params: Params, compute_dtype: ComputeDtype) -> Params:
-    """Matrices in the dtype that they are multiplied in; tables, norms and biases stay as they are."""
+def _for_inference(params: Params, compute_dtype: ComputeDtype) -> Params:
+    """Each layer by itself, matrices in the dtype that they are multiplied in; tables, norms and biases as they are."""
 
     def cast(path: tuple[Any, ...], leaf: Array) -> Array:
         return jnp.asarray(leaf, compute_dtype) if path[-1].key == "kernel" else jnp.asarray(leaf)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    unstacked = params | {"transformer": functional.unstack_layers(params["transformer"])}
+    return jax.tree_util.tree_map_with_path(cast, unstacked)
 
 
 def _store(vectors: Float32[np.ndarray, "N E"], rows: Int64[np.ndarray, " R"], future: Any) -> None:

@@ -10,6 +10,8 @@ The tree of `Params` (legend: L layers, D model, H and K heads, C head width, F 
     layers/mlp/{up,gate}/{kernel,bias}               [L D F] [L F]
     layers/mlp/down/{kernel,bias}                    [L F D] [L D]
     output/kernel                                    [D V]
+
+`unstack_layers` gives the form for inference, in which layers/0, layers/1... stand in the place of layers, without L.
 """
 
 import functools
@@ -57,14 +59,14 @@ def apply(
 
     Args:
       config: the model.
-      params: its parameters, float32 or bfloat16.
+      params: its parameters, float32 or bfloat16, stacked or unstacked.
       tokens: ids in [0, V).
       mask: True at real tokens; what stands at the others changes nothing at the real ones.
       compute_dtype: of matrix products and of what is kept between them; sums, norms and softmax are in float32.
       dropout_key: None for no dropout.
       token_types: ids in [0, T); all zero when None.
       positions: 0 to S - 1 when None.
-      remat: whether the backward pass computes each layer again rather than keep what is inside it.
+      remat: whether the backward pass computes each layer again rather than keep what is inside it; stacked only.
 
     Returns:
       float32; values at masked positions mean nothing.
@@ -72,7 +74,7 @@ def apply(
     Raises:
       UsageError: the sequence is longer than `config.max_positions`.
     """
-    return nnx.merge(_graphdef(config), params)(
+    return nnx.merge(_graphdef(config, _is_stacked(params)), params)(
         tokens,
         mask,
         compute_dtype=compute_dtype,
@@ -95,9 +97,30 @@ def logits(
     Raises:
       UsageError: the model is an encoder.
     """
-    return nnx.merge(_graphdef(config), params).logits(hidden, compute_dtype=compute_dtype)
+    return nnx.merge(_graphdef(config, _is_stacked(params)), params).logits(hidden, compute_dtype=compute_dtype)
+
+
+def unstack_layers(params: Params) -> Params:
+    """The same parameters with each layer by itself, for inference: no slice of a stack is copied, nothing is scanned.
+
+    Args:
+      params: a tree with stacked layers, of jax or numpy arrays.
+
+    Returns:
+      A tree that `apply` takes as well.
+    """
+    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    return params | {
+        "layers": {
+            index: jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"]) for index in range(num_layers)
+        }
+    }
+
+
+def _is_stacked(params: Params) -> bool:
+    return 0 not in params["layers"]
 
 
 @functools.lru_cache(maxsize=64)
-def _graphdef(config: TransformerConfig) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0))))
+def _graphdef(config: TransformerConfig, scanned: bool) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0), scanned=scanned)))

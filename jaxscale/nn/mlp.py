@@ -25,7 +25,8 @@ def exact_gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     >>> exact_gelu(jnp.array([0.0, 1.0])).tolist()
     [0.0, 0.8413447141647339]
     """
-    return jax.nn.gelu(x, approximate=False)
+    # By erf: jax.nn.gelu takes erfc, which keeps the far negative tail's relative precision at three times the time.
+    return 0.5 * x * (1.0 + jax.lax.erf(x / math.sqrt(2)))
 
 
 def _gelu_slope(x: Float32[Array, "..."]) -> Float32[Array, "..."]:

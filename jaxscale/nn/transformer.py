@@ -239,10 +239,16 @@ class Layer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Embeddings, L layers with stacked parameters run by one scan, and the norm that the layout asks for."""
+    """Embeddings, L layers, and the norm that the layout asks for.
 
-    def __init__(self, config: TransformerConfig, *, key: Key[Array, ""]):
+    Scanned, the layers' parameters are stacked and one scan runs them: the program does not grow with depth, and a plan
+    shards one array for all layers. Not scanned, each layer stands by itself: faster where nothing is differentiated,
+    since no slice of a stack is copied.
+    """
+
+    def __init__(self, config: TransformerConfig, *, key: Key[Array, ""], scanned: bool = True):
         self.config = config
+        self.scanned = scanned
         self.embeddings = Embeddings(
             vocab_size=config.vocab_size,
             num_positions=config.max_positions if config.positions == "learned" else 0,
@@ -254,7 +260,11 @@ class Transformer(nnx.Module):
         # After the embeddings when post-norm, after the last layer when pre-norm.
         self.norm = make_norm(config.norm, config.d_model, epsilon=config.norm_epsilon)
         layer_keys = numbered_keys(named_key(key, "layers"), config.num_layers)
-        self.layers = nnx.vmap(lambda layer_key: Layer(config, key=layer_key))(layer_keys)
+        self.layers = (
+            nnx.vmap(lambda layer_key: Layer(config, key=layer_key))(layer_keys)
+            if scanned
+            else nnx.List([Layer(config, key=layer_keys[index]) for index in range(config.num_layers)])
+        )
         self.output = (
             Linear(
                 (config.d_model,),
@@ -293,7 +303,7 @@ class Transformer(nnx.Module):
         allowed = mask[:, None, :]
         if config.kind == "decoder":
             allowed = allowed & (positions[:, None, :] <= positions[:, :, None])
-        x = self._scan_layers(x, allowed, positions, compute_dtype, dropout_key, remat)
+        x = self._run_layers(x, allowed, positions, compute_dtype, dropout_key, remat)
         return self.norm(x) if config.norm_placement == "pre" else x.astype(jnp.float32)
 
     def logits(
@@ -307,7 +317,7 @@ class Transformer(nnx.Module):
         table = self.embeddings.token.table[...]
         return contract(hidden.astype(compute_dtype), table, contracted=((2,), (1,)), compute_dtype=compute_dtype)
 
-    def _scan_layers(
+    def _run_layers(
         self,
         x: Float[Array, "B S D"],
         allowed: Bool[Array, "B #S S"],
@@ -316,8 +326,12 @@ class Transformer(nnx.Module):
         dropout_key: Key[Array, ""] | None,
         remat: bool,
     ) -> Float[Array, "B S D"]:
-        graphdef, stacked = nnx.split(self.layers)
         keys = None if dropout_key is None else numbered_keys(named_key(dropout_key, "layers"), self.config.num_layers)
+        if not self.scanned:
+            for index, layer in enumerate(self.layers):
+                x = layer(x, allowed, positions, compute_dtype, None if keys is None else keys[index])
+            return x
+        graphdef, stacked = nnx.split(self.layers)
 
         def body(
             x: Float[Array, "B S D"], layer: tuple[nnx.State, Key[Array, ""] | None]

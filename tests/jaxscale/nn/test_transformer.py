@@ -250,6 +250,15 @@ def test_layers_are_scanned_so_the_program_does_not_grow_with_depth(config):
     assert num_equations(2) == num_equations(12)
 
 
+@BOTH_LAYOUTS
+def test_unstacked_layers_compute_the_same(config):
+    params = random_params(config)
+    tokens, mask = batch()
+    expected = apply(config, params, tokens, mask)
+    got = apply(config, functional.unstack_layers(params), tokens, mask)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_is_by_key_and_off_without_one():
     config = dataclasses.replace(ENCODER, dropout_rate=0.5)
     params = random_params(config)
