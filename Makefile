@@ -15,7 +15,8 @@ BIN    := $(VENV)/bin
 .PHONY: demo test test-full check bench lock clean
 
 demo: $(VENV)/.base-$(PYTAG)
-	$(BIN)/jaxscale demo --out demo-out --json demo-out/summary.json
+	rm -rf demo-out
+	$(BIN)/jaxscale demo --out demo-out
 
 test: $(VENV)/.dev-$(PYTAG)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
