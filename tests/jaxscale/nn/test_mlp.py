@@ -1,4 +1,4 @@
-"""The exact GELU against the one of the paper in float64, and its written-out slope against the one that jax derives."""
+"""The exact GELU against the paper's in float64, and its written-out slope against the one that jax derives."""
 
 import math
 
