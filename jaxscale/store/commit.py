@@ -64,8 +64,8 @@ class Draft:
       id: 8 hexadecimal digits for the draft's name, where several processes have to know it; random when None.
 
     Raises:
-      MachineError: another writer is at work on `final`.
-      UsageError: something is there already that may not be replaced.
+      MachineError: another writer is at work on `final`, or nothing can be written there.
+      UsageError: something is there already that may not be replaced, or a file is where its folder should be.
     """
 
     def __init__(
@@ -85,8 +85,7 @@ class Draft:
         self.committed: Committed | None = None
         self._format, self._version, self._resumable = format, version, resumable
         self._renaming = False  # from then on `path` may be the name of what was replaced
-        disk.make_directories(self.final.parent)
-        self._lock = WriterLock(self.final)
+        self._lock = _lock(self.final)
         try:
             self.path = draft_path(self.final, "resumable" if resumable else id or secrets.token_hex(4))
             _recover(self.final)
@@ -252,9 +251,10 @@ def check_place(path: str | Path, *, format: str, replace: bool) -> None:
       replace: whether a committed directory of that format that is there already is replaced.
 
     Raises:
-      UsageError: something is there already that may not be replaced.
+      UsageError: something is there already that may not be replaced, or a file is where its folder should be.
     """
     final = Path(path).absolute()
+    disk.check_directory_above(final)
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     if not replace:
@@ -327,6 +327,15 @@ def raise_if_damaged(path: Path, damages: list[Damage]) -> None:
     more = len(damages) - _NUM_NAMED_DAMAGES
     rest = f"\n  and {more} more; `jaxscale verify {path}` names all" if more > 0 else ""
     raise VerificationError(f"{path} is damaged; restore it from a copy, or make it again:{named}{rest}")
+
+
+def _lock(final: Path) -> WriterLock:
+    disk.check_directory_above(final)
+    try:
+        disk.make_directories(final.parent)
+        return WriterLock(final)
+    except OSError as error:
+        raise MachineError(f"{final} can't be written: {error}; choose another place, or make room") from error
 
 
 def _read_manifest(path: Path) -> Manifest:

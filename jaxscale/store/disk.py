@@ -5,7 +5,7 @@ import errno
 import os
 from pathlib import Path
 
-from jaxscale.errors import MachineError
+from jaxscale.errors import MachineError, UsageError
 
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -48,6 +48,17 @@ def make_directories(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
         fsync(made.parent)
+
+
+def check_directory_above(path: Path) -> None:
+    """Refuses a place that can't be made because something above it is a file.
+
+    Raises:
+      UsageError: naming that file.
+    """
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise UsageError(f"{path} can't be made: {above} is no folder; choose another place")
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -79,6 +79,21 @@ def test_an_existing_place_is_refused(tmp_path: Path) -> None:
     assert content_of(tmp_path / "x") == "one"
 
 
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x"):
+        with pytest.raises(UsageError, match=r"file is no folder"):
+            write(place, "one")
+        with pytest.raises(UsageError, match=r"file is no folder"):
+            commit.check_place(place, format="test", replace=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_where_nothing_can_be_made_is_the_machine_s_fault() -> None:
+    with pytest.raises(MachineError, match=r"/proc/x can't be written"):
+        write(Path("/proc/x"), "one")
+
+
 def test_an_empty_folder_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     write(tmp_path / "x", "one")
