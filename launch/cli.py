@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
             print(f"jaxscale: {error}; make room or choose another folder, then start again", file=sys.stderr)
             return MachineError.exit_code
+        if isinstance(error, MemoryError):
+            print(f"jaxscale: not enough memory: {error}; ask for less, or use a larger machine", file=sys.stderr)
+            return MachineError.exit_code
         if not debug:
             print(
                 f"jaxscale: a bug of ours: {type(error).__name__}: {error}\n"

@@ -175,7 +175,7 @@ class Retriever:
             if bm25_index is not None:
                 search = HybridSearch(search, bm25_index.bm25, FusionConfig() if fusion is None else fusion)
                 rows = _same_rows(rows, _rows_of_bm25(bm25_index))
-        docs = None if sources.corpus is None else _read_docs(sources.corpus, rows.corpus)
+        docs = None if sources.corpus is None else _read_docs(sources.corpus, rows.corpus, check)
         return cls(search, rows.ids, docs, verified=rows.verified)
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
@@ -293,9 +293,9 @@ def _same_rows(dense: _Rows, bm25: _Rows) -> _Rows:
     return dataclasses.replace(dense, verified=dense.verified and bm25.verified)
 
 
-def _read_docs(path: Path, expected: str) -> list[Doc]:
+def _read_docs(path: Path, expected: str, check: Check) -> list[Doc]:
     corpus_hash = CorpusHash()
-    docs = [corpus_hash.add(doc) for doc in BeirFolder.open(path).docs()]
+    docs = [corpus_hash.add(doc) for doc in BeirFolder.open(path, check=check).docs()]
     if corpus_hash.sha256 != expected:
         raise DataError(
             f"the corpus {path} is not the one that is searched: {corpus_hash.sha256[:12]}, expected {expected[:12]}; "

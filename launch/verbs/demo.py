@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxscale.errors import VerificationError
+from jaxscale.errors import UsageError, VerificationError
 from jaxscale.mesh import mesh_from_text
+from jaxscale.store.disk import check_directory_above
 from launch.demo.comparison import MEASURES
 from launch.demo.page import write_page
 from launch.demo.story import Outcome, tell
@@ -27,6 +28,13 @@ class Command:
 
     out: Path = Path("demo-out")
     num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_directory_above(self.out)
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a file; name a folder to make")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise UsageError(f"num_steps={self.num_steps} must be at least 1")
 
     def run(self) -> dict[str, Any]:
         """Tells the story, prints the table, writes report and summary, and returns the summary."""

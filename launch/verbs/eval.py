@@ -47,6 +47,8 @@ class Command:
         for name in ("num_samples", "num_permutations"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise UsageError(f"seed={self.seed} must be at least 0")
 
     def run(self) -> dict[str, Any]:
         """Prints the table and returns its numbers."""

@@ -11,6 +11,7 @@ import tyro
 from jaxscale.errors import UsageError
 from jaxscale.mesh import mesh_from_text
 from retrieval.formats.beir import BeirFolder
+from retrieval.formats.lines import check_place
 from retrieval.formats.trec import write_run
 from retrieval.retriever import DEV_MEASURE, Hit, Retriever, Sources
 from retrieval.search.hybrid import FusionConfig
@@ -83,6 +84,10 @@ class Command:
             raise UsageError(_ONE_OR_MANY)
         if (self.queries is None) != (self.run_file is None):
             raise UsageError("--queries and --run go together: the run holds what the queries find")
+        if self.run_file is not None:
+            check_place(self.run_file)
+        if self.tag.split() != [self.tag]:
+            raise UsageError(f"tag={self.tag!r} must be one word: it stands in every line of the run")
         if self.query is not None and not self.query.strip():
             raise UsageError("the query is empty; expected words to search for")
         if self.k < 1:
@@ -147,6 +152,8 @@ class Command:
                 "--dense-weight and --dev are for the sum of z-scores of a hybrid search; "
                 + ("--fusion rrf has no weight" if is_hybrid else "this search has one list only")
             )
+        if self.fusion == "rrf" and not is_hybrid:
+            raise UsageError("--fusion rrf is for a hybrid search; this search has one list only")
         if is_hybrid and self.fusion == "zscore" and not weighted:
             raise UsageError(
                 "a hybrid search needs the weight of its dense list: --dense-weight W, or --dev SPLIT to choose it on "
@@ -157,7 +164,7 @@ class Command:
         corpus = self.corpus if self.home is None or self.corpus is not None else self.home / "corpus"
         if corpus is None or self.dev is None:
             raise UsageError("--dev names a split of --corpus: give the BEIR folder that has it")
-        qrels = BeirFolder.open(corpus).qrels(self.dev)
+        qrels = BeirFolder.open(corpus, check="full").qrels(self.dev)
         chosen_for, chosen = retriever.choose_fusion_weight(read_queries(corpus, self.dev), qrels)
         measured = dict(chosen.measured)
         best, bm25 = measured[chosen.dense_weight], measured[0.0]

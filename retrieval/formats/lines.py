@@ -11,7 +11,8 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from jaxscale.errors import DataError
+from jaxscale.errors import DataError, UsageError
+from jaxscale.store import disk
 
 SUFFIXES = ("", ".gz", ".zst")
 
@@ -66,13 +67,28 @@ def write_text(path: Path) -> Iterator[IO[str]]:
             text.detach()
 
 
+def check_place(path: Path) -> None:
+    """Refuses a place that `replace_text` can't write a file to.
+
+    Raises:
+      UsageError: a folder is there, or a file is where its folder should be.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file")
+    disk.check_directory_above(path)
+
+
 @contextlib.contextmanager
 def replace_text(path: Path) -> Iterator[IO[str]]:
     """As `write_text`, but beside the file's place and renamed into it at the end: never half a file.
 
     Args:
       path: the file; one that exists is replaced, its folder is made.
+
+    Raises:
+      UsageError: as `check_place`.
     """
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{os.getpid()}.tmp-{path.name}")
     try:

@@ -1,6 +1,7 @@
 """TREC's files: runs (`query Q0 doc rank score tag`) and judgements (`query 0 doc relevance`); docs/formats/trec.md."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from retrieval.formats.lines import read_lines, replace_text
 
 Qrels = dict[str, dict[str, int]]
 Run = dict[str, dict[str, float]]
+
+# trec_eval reads a relevance into a C long; 18 digits fit in any case.
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def read_run(file: Path | str) -> Run:
@@ -132,11 +136,14 @@ def collect_qrels(file: Path | str, rows: Iterable[tuple[int, list[str]]], num_c
         judged = qrels.setdefault(query_id, {})
         if doc_id in judged:
             raise DataError(f"{file}:{number}: document {doc_id!r} is judged twice for query {query_id!r}")
-        try:
-            judged[doc_id] = int(columns[-1])
-        except ValueError:
-            raise DataError(f"{file}:{number}: relevance {columns[-1]!r} is no whole number") from None
+        judged[doc_id] = _relevance(columns[-1], file, number)
     return qrels
+
+
+def _relevance(text: str, file: Path | str, number: int) -> int:
+    if not _WHOLE_NUMBER.fullmatch(text):
+        raise DataError(f"{file}:{number}: relevance {text!r} is no whole number of at most 18 digits")
+    return int(text)
 
 
 def _finite(score: str, file: Path | str, number: int) -> float:

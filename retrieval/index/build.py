@@ -21,13 +21,15 @@ from retrieval.search.dense import comparable
 from retrieval.search.exact import ExactSearcher
 from retrieval.vectors import Vectors
 
+_MAX_SEED = 2**31 - 1  # faiss's ClusteringParameters.seed is a C int
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How an index is built, its parameters aside.
 
     Attributes:
-      seed: of k-means and of the sampled queries.
+      seed: of k-means and of the sampled queries, 0 to 2^31 - 1.
       num_threads: threads that faiss builds with. None: all cores, but one for HNSW, so that its bytes are the same
         every time.
       num_recall_queries: how many rows are sampled to measure recall with, where no queries are given.
@@ -38,6 +40,8 @@ class BuildOptions:
     num_recall_queries: int = 256
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise UsageError(f"seed={self.seed} must be between 0 and {_MAX_SEED}")
         if self.num_threads is not None and self.num_threads < 1:
             raise UsageError(f"num_threads={self.num_threads} must be at least 1")
         if self.num_recall_queries < 1:

@@ -7,6 +7,7 @@ Reference: Kamphuis et al., Which BM25 Do You Mean?, ECIR 2020; Lù, BM25S, 2024
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ class BM25Config:
     analyser: AnalyserConfig = dataclasses.field(default_factory=AnalyserConfig)
 
     def __post_init__(self) -> None:
-        if not self.k1 >= 0:
-            raise UsageError(f"k1={self.k1} must be at least 0; 0.9 suits passages")
+        if not 0 <= self.k1 < math.inf:
+            raise UsageError(f"k1={self.k1} must be a finite number of at least 0; 0.9 suits passages")
         if not 0 <= self.b <= 1:
             raise UsageError(f"b={self.b} must be between 0 and 1; 0.4 suits passages")
 

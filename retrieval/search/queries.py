@@ -22,11 +22,12 @@ def read_queries(path: Path, split: str | None = None) -> list[Query]:
       DataError: there is no such path, a line is malformed (file and line are named), an id comes twice, a text is
         empty, or there is no query.
       UsageError: a split is named for a file.
+      VerificationError: a committed BEIR folder is damaged; the message names the file.
     """
     if not path.exists():
         raise DataError(f"queries: there is no {path}; expected a file of queries or a BEIR folder")
     if path.is_dir():
-        folder = BeirFolder.open(path)
+        folder = BeirFolder.open(path, check="full")
         judged = None if split is None else folder.qrels(split)
         queries = [q for q in folder.queries() if judged is None or q.id in judged]
     elif split is not None:

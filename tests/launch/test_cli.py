@@ -134,6 +134,12 @@ def test_numbers_of_numpy_are_numbers_in_the_report(fake, monkeypatch, tmp_path)
     assert json.loads(out.read_text()) == {"score": 0.5, "count": 3, "path": "a/b"}
 
 
+def test_too_little_memory_is_the_machine_s_fault(fake, monkeypatch, capsys):
+    fails_with(fake, monkeypatch, MemoryError("std::bad_alloc"))
+    assert main(["fake"]) == 4
+    assert "not enough memory: std::bad_alloc" in capsys.readouterr().err
+
+
 def test_a_number_that_json_does_not_know_is_null_in_the_report(fake, monkeypatch, tmp_path):
     def run(self):
         return {"loss": math.nan, "steps": [{"loss": np.float32(np.inf)}, (1.5, True, "NaN")]}

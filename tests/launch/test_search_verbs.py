@@ -142,6 +142,7 @@ def test_an_unverified_search_says_so(parts, capsys):
         (["--query", "x"], 2, "there is nothing to search"),
         (["--home", "{home}", "--query", "x"], 2, "needs the weight of its dense list"),
         (["--home", "{home}", "--query", "x", "--fusion", "rrf", "--dense-weight", "0.5"], 2, "rrf has no weight"),
+        (["--bm25", "{home}/bm25", "--query", "x", "--fusion", "rrf"], 2, "this search has one list only"),
         (["--bm25", "{home}/bm25", "--query", "x", "--dense-weight", "0.5"], 2, "this search has one list only"),
         (["--bm25", "{home}/bm25", "--query", "x", "--hybrid"], 2, "--hybrid needs --bm25 beside --model"),
         (["--home", "{home}", "--query", "x", "--dense-weight", "2"], 2, "dense_weight=2.0 must be between 0"),
@@ -176,6 +177,8 @@ def test_a_damaged_index_ends_with_5_and_names_the_file(home, parts, tmp_path, c
         (["--kind", "bm25", "--corpus", "{home}/corpus", "--nlist", "4"], 2, "a bm25 index does not take --nlist"),
         (["--kind", "hnsw", "--vectors", "{home}/vectors", "--nlist", "4"], 2, "a hnsw index has no nlist"),
         (["--kind", "ivf_pq", "--vectors", "{home}/vectors"], 3, "needs at least 624 vectors to train k-means"),
+        (["--kind", "bm25", "--corpus", "{home}/corpus", "--k1", "inf"], 2, "k1=inf must be a finite number"),
+        (["--kind", "flat", "--vectors", "{home}/vectors", "--seed", "-1"], 2, "seed=-1 must be between 0"),
         (["--kind", "flat", "--vectors", "{home}/corpus"], 3, "holds jaxscale.beir, expected jaxscale.vectors"),
         (["--kind", "flat", "--vectors", "{home}/vectors", "--recall-queries", "x"], 2, "--model go together"),
     ],
@@ -184,6 +187,28 @@ def test_index_build_refuses_and_writes_nothing(home, tmp_path, capsys, words, c
     assert run("index", "build", "--out", tmp_path / "i", *(word.format(home=home) for word in words)) == code
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_queries_and_texts_end_with_5_and_name_the_file(home, parts, tmp_path, capsys):
+    for name in ("queries.jsonl", "qrels/dev.tsv", "corpus.jsonl"):
+        corpus = tmp_path / name.replace("/", "-") / "corpus"
+        shutil.copytree(home / "corpus", corpus)
+        content = bytearray((corpus / name).read_bytes())
+        content[-3] ^= 1
+        (corpus / name).write_bytes(content)
+        searched = ("search", "--home", home, "--corpus", corpus, "--dev", "dev", *MESH)
+        asked = ("--query", "x") if name != "queries.jsonl" else ("--queries", corpus, "--run", tmp_path / "run")
+        assert run(*searched, *asked) == 5
+        assert f"{corpus / name}: has other bytes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_below_a_file_is_refused(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    words = ("embed", "--model", home / "model", "--corpus", home / "corpus", "--out", tmp_path / "file" / "v", *MESH)
+    assert run(*words) == 2
+    assert "file is no folder; choose another place" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_embed_refuses(home, tmp_path, capsys):

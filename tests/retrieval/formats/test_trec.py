@@ -76,6 +76,8 @@ def test_refuses_lines_of_a_run(tmp_path: Path, line: str, message: str) -> None
     [
         ("q 0 a", r"qrels:2: got 3 columns, expected 4"),
         ("q 0 a 1.5", r"qrels:2: relevance '1.5' is no whole number"),
+        ("q 0 a 1_0", r"qrels:2: relevance '1_0' is no whole number"),
+        ("q 0 a 1" + "0" * 400, r"qrels:2: relevance '10+' is no whole number"),
         ("q 0 first 0", r"qrels:2: document 'first' is judged twice for query 'q'"),
     ],
 )
