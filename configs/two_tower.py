@@ -14,21 +14,28 @@ from retrieval.towers.start import Towers
 def two_tower_small() -> DualTowerJob:
     """Shared towers of 2 layers, 128 wide, started from a BERT of that size; made for wikinews-qa.
 
-    Command: jaxscale train two_tower_small --data.folder wikinews-qa --towers.init-from bert-tiny-bleurt --out RUN
+    Command: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 jaxscale train two_tower_small --data.folder wikinews-qa
+      --init-from bert-tiny-bleurt --out RUN
+    (huge pages: a step's 560 MB of temporaries cost 143,000 page faults without them, a quarter of its time)
+    Hardware: 2 CPU cores with bfloat16 dot products; 205,000 pairs, 5 epochs.
+    Time: 11 to 17 minutes, estimated from CPU time on busy cores (200 to 310 pairs/s).
+    Expected: not measured to the end yet. After 19,200 pairs (passages of 64 tokens, 512 dev queries among 4,096
+    passages) sample_nDCG@10 is .513 at a peak learning rate of 3e-3 and .496 at 1e-3; a temperature of .02 gives .498,
+    a batch of 64 (3e-3) .485.
     """
     return DualTowerJob(
         towers=Towers(dropout_rate=0.0),
-        data=PairData(query_buckets=(16, 32), document_buckets=(128,), num_dev_queries=512, num_dev_documents=2048),
+        data=PairData(query_buckets=(24,), document_buckets=(128,), num_dev_queries=512, num_dev_documents=2048),
         contrastive=Contrastive(temperature=0.05, symmetric=True),
         training=TrainingIdentity(
             num_steps=1600,
             global_batch_size=128,
             optimizer=AdamWConfig(
-                schedule=ScheduleConfig(kind="cosine", peak_learning_rate=1e-3, warmup_steps=50, decay_steps=1600)
+                schedule=ScheduleConfig(kind="cosine", peak_learning_rate=2e-3, warmup_steps=80, decay_steps=1600)
             ),
             compute_dtype="bfloat16",
         ),
-        operation=Operation(checkpoint_every_steps=400, eval_every_steps=200, best_metric="sample_nDCG@10"),
+        operation=Operation(checkpoint_every_steps=400, eval_every_steps=400, best_metric="sample_nDCG@10"),
     )
 
 
@@ -36,6 +43,8 @@ def two_tower_tiny() -> DualTowerJob:
     """Shared towers of 1 layer, 32 wide, from random weights; trains in seconds, for tests and first tries.
 
     Command: jaxscale train two_tower_tiny --data.folder BEIR --out RUN
+    Hardware and time: any; 60 steps of 16 pairs take about a second once compiled.
+    Expected: the dev metric rises; how high says more of the data than of the towers.
     """
     return DualTowerJob(
         towers=Towers(
@@ -65,6 +74,9 @@ def two_tower_demo() -> DualTowerJob:
     """Shared towers of 1 layer, 128 wide, from random weights, for `jaxscale corpus pydocs`; what the demo trains.
 
     Command: jaxscale train two_tower_demo --data.folder CORPUS --out RUN --devices 8
+    Hardware: 2 CPU cores, 8 emulated devices as data=2,fsdp=2,tensor=2.
+    Time: 80 to 120 s on cores shared with ten other processes (150 to 320 pairs/s).
+    Expected: on test, nDCG@10 .357 and RR@10 .307 among 10,101 passages; untrained .014 and .011.
     """
     return DualTowerJob(
         towers=Towers(
