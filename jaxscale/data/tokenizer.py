@@ -196,7 +196,8 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _bert_spec(vocab_file: Path) -> dict[str, Any]:
     """A tokenizer.json's values for a BERT vocab.txt: one token a line, its id the line's number."""
     try:
-        tokens = vocab_file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a token may be U+2028 or another character that it takes for a line's end.
+        tokens = vocab_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{vocab_file}: not UTF-8: {error}") from None
     vocab = {token: index for index, token in enumerate(tokens)}

@@ -59,6 +59,14 @@ def test_vocab_txt_is_berts_lowercase_wordpiece(words: list[str], tmp_path_facto
     assert encoded.ids[0].tolist() == bert_reference(" ".join(words))
 
 
+@pytest.mark.parametrize("token", ["\u2028", "\x85", "\x0c"])
+def test_a_token_that_python_takes_for_a_line_s_end_moves_no_other(vocab_file: Path, token: str) -> None:
+    vocab_file.write_text("\n".join([*VOCAB[:5], token, *VOCAB[5:]]) + "\n", encoding="utf-8")
+    tokenizer = Tokenizer.load(vocab_file)
+    assert tokenizer.vocab_size == len(VOCAB) + 1
+    assert tokenizer.token_id("cat") == VOCAB.index("cat") + 1
+
+
 def test_a_cased_model_is_not_lowercased(vocab_file: Path) -> None:
     (vocab_file.parent / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert Tokenizer.load(vocab_file).encode_batch(["Cat é"], 10).ids[0].tolist() == [2, 13, 11, 3]
