@@ -78,6 +78,20 @@ def canonical(value: Any) -> bytes:
     return text.encode()
 
 
+def pretty(value: Any) -> str:
+    """The JSON of a value for people: indented, keys sorted, one line end at its end; not what is hashed.
+
+    >>> print(pretty({"b": 1, "a": [True]}), end="")
+    {
+      "a": [
+        true
+      ],
+      "b": 1
+    }
+    """
+    return json.dumps(encode(value), indent=2, sort_keys=True) + "\n"
+
+
 def fingerprint(value: Any) -> str:
     """The SHA-256 of `canonical(value)`, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value)).hexdigest()

@@ -21,6 +21,7 @@ from jaxscale.store.checksums import Check
 from jaxscale.store.manifest import Manifest
 from retrieval.contract import EmbeddingContract
 from retrieval.records import Doc
+from retrieval.row_ids import read_row_ids, write_row_ids
 
 FORMAT = "jaxscale.vectors"
 SHARD_FORMAT = "jaxscale.vectors-shard"
@@ -96,7 +97,7 @@ class Vectors:
 
     def read_ids(self) -> list[str]:
         """The documents' ids, row by row."""
-        return [id for number in range(self.description.num_shards) for id in _read_ids(_shard(self.path, number))]
+        return [id for number in range(self.description.num_shards) for id in read_row_ids(_shard(self.path, number))]
 
     def read(self) -> Float32[np.ndarray, "N E"]:
         """All vectors, in memory."""
@@ -169,7 +170,7 @@ def claim_draft(directory: Path, description: VectorsDescription) -> None:
     else:
         (directory / "shards").mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(_pretty(description), encoding="utf-8")
+        partial.write_text(typed_json.pretty(description), encoding="utf-8")
         disk.fsync(partial)
         partial.rename(file)
 
@@ -231,7 +232,7 @@ def write_shard(
         bad = ids[int(np.flatnonzero(~finite)[0])]
         raise DataError(f"the encoder gives document {bad!r} a vector that is not finite; its weights are broken")
     with commit.draft(_shard(directory, number), format=SHARD_FORMAT, version=VERSION) as draft:
-        (draft.path / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+        write_row_ids(draft.path, ids)
         arrays.write(draft.path, "vectors", vectors)
         draft.counts |= {"rows": len(ids), "dims": vectors.shape[1], "truncated": num_truncated}
 
@@ -273,14 +274,6 @@ def _keep_only(directory: Path, names: set[str]) -> None:
 
 def _shard(directory: Path, number: int) -> Path:
     return directory / "shards" / f"{number:05d}"
-
-
-def _read_ids(shard: Path) -> list[str]:
-    return typed_json.decode(list[str], json.loads((shard / "ids.json").read_text(encoding="utf-8")), "ids.json")
-
-
-def _pretty(description: VectorsDescription) -> str:
-    return json.dumps(typed_json.encode(description), indent=2, sort_keys=True) + "\n"
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,6 @@ The format, `jaxscale.bm25` version 1, is written down in docs/formats/bm25-inde
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from jaxscale import typed_json
@@ -14,6 +13,7 @@ from jaxscale.store.checksums import Check
 from jaxscale.store.failpoints import failpoint
 from jaxscale.store.manifest import Manifest
 from retrieval.formats.beir import BeirFolder
+from retrieval.row_ids import read_row_ids, write_row_ids
 from retrieval.search.bm25 import BM25, BM25Config
 from retrieval.vectors import CorpusHash
 
@@ -88,9 +88,8 @@ def build_bm25(corpus: BeirFolder, out: Path, config: BM25Config | None = None, 
             corpus=corpus_hash.sha256,
         )
         bm25.save_arrays(draft.path / "scorer")
-        (draft.path / "ids.json").write_text(json.dumps([doc.id for doc in docs]), encoding="utf-8")
-        text = json.dumps(typed_json.encode(description), indent=2, sort_keys=True)
-        (draft.path / "bm25.json").write_text(text + "\n", encoding="utf-8")
+        write_row_ids(draft.path, [doc.id for doc in docs])
+        (draft.path / "bm25.json").write_text(typed_json.pretty(description), encoding="utf-8")
         draft.counts |= {"rows": bm25.num_rows, "terms": bm25.num_terms}
         draft.parents["corpus"] = description.corpus
         draft.config = description
@@ -115,12 +114,11 @@ def open_bm25(path: str | Path, *, check: Check = "full") -> OpenedBM25:
     bm25.analyser.require_fingerprint(description.analyser_fingerprint, str(path))
     if bm25.num_rows != description.num_rows:
         raise DataError(f"{path}: bm25.json says {description.num_rows} rows, the arrays have {bm25.num_rows}")
-    ids = json.loads((committed.path / "ids.json").read_text(encoding="utf-8"))
     return OpenedBM25(
         path=committed.path,
         manifest=committed.manifest,
         description=description,
         verified=committed.verified,
         bm25=bm25,
-        ids=typed_json.decode(list[str], ids, "ids.json"),
+        ids=read_row_ids(committed.path),
     )

@@ -1,7 +1,6 @@
 """Committed vectors to a committed index, with its recall measured against exact search before it is committed."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from retrieval.index import faiss_bridge
 from retrieval.index.folder import FORMAT, VERSION, Index, IndexDescription, OpenedIndex, has_true_vectors, open_index
 from retrieval.index.parameters import Hnsw, IndexRequest, choose_parameters
 from retrieval.index.recall import GIVEN, RECALL_K, SAMPLED, MeasuredRecall, recall, sample_rows, without_own_row
+from retrieval.row_ids import write_row_ids
 from retrieval.search.dense import comparable
 from retrieval.search.exact import ExactSearcher
 from retrieval.vectors import Vectors
@@ -101,9 +101,8 @@ def build_index(
         failpoint("index.written")
         if has_true_vectors(parameters):
             arrays.write(draft.path, "vectors", rows)
-        (draft.path / "ids.json").write_text(json.dumps(vectors.read_ids()), encoding="utf-8")
-        text = json.dumps(typed_json.encode(description), indent=2, sort_keys=True)
-        (draft.path / "index.json").write_text(text + "\n", encoding="utf-8")
+        write_row_ids(draft.path, vectors.read_ids())
+        (draft.path / "index.json").write_text(typed_json.pretty(description), encoding="utf-8")
         _fill_manifest(draft, description, vectors)
     return open_index(out)
 

@@ -5,7 +5,6 @@ The format, `jaxscale.index` version 1, is written down in docs/formats/index.md
 
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from retrieval.contract import EmbeddingContract
 from retrieval.index import faiss_bridge
 from retrieval.index.parameters import IvfPq, Parameters
 from retrieval.index.recall import MeasuredRecall
+from retrieval.row_ids import read_row_ids
 from retrieval.search.topk import NO_ROW, TopK, inner_products, ranked, require_positive_k
 
 FORMAT = "jaxscale.index"
@@ -121,7 +121,7 @@ class OpenedIndex:
 
     def read_ids(self) -> list[str]:
         """The documents' ids, row by row."""
-        return typed_json.decode(list[str], json.loads((self.path / "ids.json").read_text(encoding="utf-8")))
+        return read_row_ids(self.path)
 
     @functools.cached_property
     def index(self) -> Index:
