@@ -12,14 +12,13 @@ from jaxscale.errors import DataError
 from jaxscale.mesh import spec_of
 from jaxscale.store import commit
 from jaxscale.store.failpoints import failpoint
-from retrieval.encode import EncodedTexts, TextEncoder
+from retrieval.encode import ComputeDtype, EncodedTexts, TextEncoder
 from retrieval.formats.beir import BeirFolder
 from retrieval.records import Doc
 from retrieval.towers.retriever_folder import LoadedTowers
 from retrieval.vectors import (
     FORMAT,
     VERSION,
-    ComputeDtype,
     CorpusHash,
     Vectors,
     VectorsDescription,

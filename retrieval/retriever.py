@@ -11,6 +11,7 @@ from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import mesh_from_text
 from jaxscale.store.checksums import Check
 from retrieval.contract import EmbeddingContract
+from retrieval.encode import ComputeDtype
 from retrieval.evaluate import evaluate
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.trec import Qrels, Run
@@ -23,7 +24,7 @@ from retrieval.search.fusion import ChosenWeight
 from retrieval.search.hybrid import FusionConfig, HybridSearch
 from retrieval.search.topk import NO_ROW, TopK, require_positive_k
 from retrieval.towers.loading import AS_IT_SAYS, EncoderOverrides, load_towers
-from retrieval.vectors import ComputeDtype, CorpusHash, open_vectors
+from retrieval.vectors import CorpusHash, open_vectors
 
 # What dev decides the fusion weight by.
 DEV_MEASURE = "nDCG@10"

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,6 +19,7 @@ from jaxscale.store import arrays, commit, disk
 from jaxscale.store.checksums import Check
 from jaxscale.store.manifest import Manifest
 from retrieval.contract import EmbeddingContract
+from retrieval.encode import ComputeDtype
 from retrieval.records import Doc
 from retrieval.row_ids import read_row_ids, write_row_ids
 
@@ -27,7 +27,6 @@ FORMAT = "jaxscale.vectors"
 SHARD_FORMAT = "jaxscale.vectors-shard"
 VERSION = 1
 
-ComputeDtype = Literal["float32", "bfloat16"]
 _DESCRIPTION = "vectors.json"
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxscale.mesh import mesh_from_text
 from retrieval.embed import DEFAULT_SHARD_SIZE, embed_corpus, print_progress
+from retrieval.encode import ComputeDtype
 from retrieval.formats.beir import BeirFolder
 from retrieval.towers.loading import EncoderOverrides, load_towers
 
@@ -31,7 +32,7 @@ class Command:
     """Devices that share every batch, e.g. data=8; all of them when empty."""
     shard_size: int = DEFAULT_SHARD_SIZE
     """Documents a shard: what a kill can cost."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: ComputeDtype = "float32"
     """Of the encoder's products; they are accumulated in float32."""
     encoder: EncoderOverrides = dataclasses.field(default_factory=EncoderOverrides)
     """How to use a model otherwise than its own settings say; search with the same."""

@@ -10,6 +10,7 @@ import tyro
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import mesh_from_text
+from retrieval.encode import ComputeDtype
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.lines import check_place
 from retrieval.formats.trec import write_run
@@ -72,7 +73,7 @@ class Command:
     """Rows of each list that are fused."""
     mesh: str = ""
     """Where queries are encoded and vectors searched; all devices when empty."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: ComputeDtype = "float32"
     """Of the query encoder's products."""
     encoder: EncoderOverrides = dataclasses.field(default_factory=EncoderOverrides)
     """As in `jaxscale embed`."""

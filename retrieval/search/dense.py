@@ -8,10 +8,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from retrieval.contract import EmbeddingContract
-from retrieval.encode import TextEncoder
+from retrieval.encode import ComputeDtype, TextEncoder
 from retrieval.search.topk import TopK
 from retrieval.towers.retriever_folder import LoadedTowers
-from retrieval.vectors import ComputeDtype
 
 
 class TextSearch(Protocol):
