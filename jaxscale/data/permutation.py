@@ -77,7 +77,17 @@ class Permutation:
         return self.at(index)
 
     def at(self, positions: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
-        """The same for an array alone, which is what a type checker likes to hear."""
+        """The numbers that stand at `positions`: `__call__` for arrays only.
+
+        Args:
+          positions: int64 of any shape, each in 0..size-1.
+
+        Returns:
+          int64 of the same shape.
+
+        Raises:
+          IndexError: a position is out of range, or not a whole number.
+        """
         positions = np.asarray(positions)
         if positions.dtype.kind not in "iu":
             raise IndexError(f"positions must be whole numbers, got an array of {positions.dtype}")
