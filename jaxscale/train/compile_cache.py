@@ -1,6 +1,10 @@
 """XLA's compiled programs kept on disk between processes; what is fetched is what would have been compiled.
 
 The folder is as trusted as the program itself: whoever can write there can run code as this user.
+
+A mesh of several CPU devices does without: XLA's CPU runtime runs the collectives of one program in their order because
+they share one resource, and a program read back from disk gives each collective a resource of its own (jaxlib 0.10.2).
+Two devices then now and then start two collectives in different orders and wait for each other for ever.
 """
 
 import contextlib
@@ -11,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 
 from jaxscale.errors import MachineError
 
@@ -20,19 +25,20 @@ _OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_
 
 
 @contextlib.contextmanager
-def enabled(setting: str) -> Iterator[Path | None]:
+def enabled(setting: str, mesh: Mesh) -> Iterator[Path | None]:
     """Turns jax's persistent compilation cache on or off for this process, and back at the end.
 
     Args:
       setting: a folder, `auto` (the user's cache folder) or `off`.
+      mesh: where the programs run; several CPU devices turn the cache off.
 
     Yields:
-      The folder, or None.
+      The folder, or None where there is no cache.
 
     Raises:
       MachineError: the folder can't be made or written.
     """
-    folder = None if setting == "off" else default_folder() if setting == "auto" else Path(setting).absolute()
+    folder = _folder(setting, mesh)
     if folder is not None:
         _make(folder, setting)
     before = {name: getattr(jax.config, name) for name in _OPTIONS}
@@ -43,10 +49,21 @@ def enabled(setting: str) -> Iterator[Path | None]:
         _configure(before)
 
 
+def is_safe_on(mesh: Mesh) -> bool:
+    """Whether programs for this mesh may be read back from disk."""
+    return mesh.size == 1 or any(device.platform != "cpu" for device in mesh.devices.flat)
+
+
 def default_folder() -> Path:
     """`jaxscale/compile` in the user's cache folder, as the XDG base directory specification names it."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "jaxscale" / "compile"
+
+
+def _folder(setting: str, mesh: Mesh) -> Path | None:
+    if setting == "off" or not is_safe_on(mesh):
+        return None
+    return default_folder() if setting == "auto" else Path(setting).absolute()
 
 
 def _make(folder: Path, setting: str) -> None:

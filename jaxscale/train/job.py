@@ -63,7 +63,8 @@ class Operation:
       eval_every_steps: the dev metric is computed at multiples of this step, 0 included; None for at the end only.
       best_metric: the dev metric that chooses the exported checkpoint; empty for the last checkpoint.
       best_mode: whether a higher or a lower value of it is better.
-      compile_cache: a folder for compiled programs, `auto` (in the user's cache folder) or `off`.
+      compile_cache: a folder for compiled programs, `auto` (in the user's cache folder) or `off`; several CPU devices
+        do without one.
       tensorboard: whether TensorBoard files are written too; needs the extra `tensorboard`.
     """
 

@@ -94,12 +94,13 @@ def train(
                 raise UsageError(
                     f"num_processes={jax.process_count()}: a run is trained by one process so far; give it all devices"
                 )
-            stack.enter_context(compile_cache.enabled(operation.compile_cache))
+            mesh = mesh_from_text(operation.mesh)
+            stack.enter_context(compile_cache.enabled(operation.compile_cache, mesh))
             setup = Setup(
                 objective=objective,
                 identity=identity,
                 operation=operation,
-                placement=place(objective, identity, objective.batch(0), mesh_from_text(operation.mesh)),
+                placement=place(objective, identity, objective.batch(0), mesh),
                 folder=folder,
                 checkpoints=Checkpoints(
                     folder.checkpoints, keep_last=operation.keep_last, keep_every=operation.keep_every_steps

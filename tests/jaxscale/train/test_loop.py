@@ -244,8 +244,8 @@ def test_a_changed_mesh_is_said_and_sees_the_same_batches(whole, tmp_path):
     resumed = go(dataclasses.replace(job, operation=moved), tmp_path / "run")
     said = events(tmp_path / "run", "resumed")[0]
     assert not said["bitwise"]
-    assert said["environment_changes"] == ["mesh: was data=2, is fsdp=4"]
-    assert 'operation.mesh: "data=2@0-1" -> "fsdp=4@0-3"' in said["job_changes"]
+    assert said["environment_changes"] == ["mesh: was data=1, is fsdp=4"]
+    assert 'operation.mesh: "data=1@0" -> "fsdp=4@0-3"' in said["job_changes"]
     losses = [[row["loss"] for row in read_metrics(out) if "loss" in row] for out in (tmp_path / "run", whole_out)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert resumed.step == result.step

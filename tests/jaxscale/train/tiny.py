@@ -120,10 +120,10 @@ class TinyJob:
 
 
 def job(num_steps=12, num_buckets=1, faults=None, training=None, schedule=None, **operation):
-    """A job of the tiny objective; checkpoints every 4 steps, on 2 devices or what `mesh` says."""
+    """A job of the tiny objective; checkpoints every 4 steps, on 1 device or what `mesh` says."""
     schedule = {"kind": "constant", "peak_learning_rate": 0.05, **(schedule or {})}
     identity = {"num_steps": num_steps, "global_batch_size": 16, "max_skipped_in_a_row": 3, **(training or {})}
-    operated = {"mesh": "data=2@0-1", "checkpoint_every_steps": 4, "log_every_steps": 2, "compile_cache": COMPILE_CACHE}
+    operated = {"mesh": "data=1@0", "checkpoint_every_steps": 4, "log_every_steps": 2, "compile_cache": COMPILE_CACHE}
     return TinyJob(
         training=TrainingIdentity(optimizer=AdamWConfig(schedule=ScheduleConfig(**schedule)), **identity),
         operation=Operation(**{**operated, **operation}),
