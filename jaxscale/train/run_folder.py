@@ -146,6 +146,7 @@ class RunFolder:
         self.close()
 
     def _check_place(self) -> None:
+        disk.check_directory_above(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out {self.path} is a file; name a folder")
         if not self.path.is_dir() or (self.path / JOB_FILE).is_file():

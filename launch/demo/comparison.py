@@ -49,7 +49,7 @@ class Systems:
           home: the folder with `model`, `vectors`, `bm25` and `corpus`.
           mesh: where queries are encoded and vectors searched.
         """
-        self.corpus = BeirFolder.open(home / "corpus")
+        self.corpus = BeirFolder.open(home / "corpus", check="full")
         parts = Sources(model=home / "model", vectors=home / "vectors", corpus=home / "corpus")
         self.dense = Retriever.load(parts, mesh=mesh)
         self.bm25 = Retriever.load(Sources(bm25=home / "bm25", corpus=home / "corpus"), mesh=mesh)

@@ -115,7 +115,7 @@ def read_source(folder: Path, split: str, dev_split: str) -> PairSource:
       DataError: a file is missing or malformed, a split has no relevant pair, or a judgement names a query or a
         document that is not there.
     """
-    beir = BeirFolder.open(folder)
+    beir = BeirFolder.open(folder, check="full")
     docs = list(beir.docs())
     qrels = {name: _relevant_only(beir.qrels(name)) for name in (split, dev_split)}
     judged = set().union(*(q.keys() for q in qrels.values()))

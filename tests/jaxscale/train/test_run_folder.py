@@ -1,6 +1,7 @@
 """A run folder is one job's and one process's, and its job.json is what it says."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -43,8 +44,10 @@ def test_a_file_and_a_strangers_folder_are_refused(tmp_path):
 
 def test_a_place_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(MachineError, match="can't be written"):
+    with pytest.raises(UsageError, match="is no folder"):
         RunFolder(tmp_path / "file/run")
+    with pytest.raises(MachineError, match="can't be written"):
+        RunFolder(Path("/proc/jaxscale/run"))
 
 
 def test_an_empty_folder_or_one_with_a_torn_draft_is_taken(tmp_path):
