@@ -96,7 +96,10 @@ def _searches(outcome: Outcome) -> sections.Searches:
             )
             for search in outcome.searches
         ),
-        text="Questions nobody trained on, as the hybrid search answers them; right or wrong.",
+        text=(
+            "Three questions that nobody trained on, chosen by hand; the table of questions written by hand tells how "
+            "often such questions find their answer."
+        ),
     )
 
 
