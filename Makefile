@@ -32,8 +32,8 @@ check: $(VENV)/.dev-$(PYTAG)
 	$(BIN)/python -m pytest --doctest-modules jaxscale retrieval configs launch
 
 bench: $(VENV)/.dev-$(PYTAG) .venv-peers/.done
-	$(BIN)/python benchmarks/store.py
-	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python
+	$(BIN)/python benchmarks/store.py --out benchmarks/results/store.jsonl
+	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python --out benchmarks/results/encode.jsonl
 
 # A stamp carries the Python version, so that another interpreter makes the environment anew.
 $(VENV)/.made-$(PYTAG):
