@@ -19,7 +19,8 @@ def two_tower_small() -> DualTowerJob:
     (huge pages: a step's 560 MB of temporaries cost 143,000 page faults without them, a quarter of its time)
     Hardware: 2 CPU cores with bfloat16 dot products; 205,000 pairs, 5 epochs.
     Time: 18.6 minutes on a machine shared with other work, without huge pages; 200 to 250 pairs/s.
-    Expected: sample_nDCG@10 .654; on all 2,326 test questions nDCG@10 .378 dense, .699 hybrid with BM25 (.688), p = .001.
+    Expected: sample_nDCG@10 .654; on all 2,326 test questions nDCG@10 is .378 dense, and .699 hybrid
+      with BM25 (.688 alone; p = .001).
     What limits it: after three epochs the negatives in a batch of 128 are too easy (loss .01); it needs hard ones.
     """
     return DualTowerJob(

@@ -308,7 +308,7 @@ def test_a_small_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
     ("fields", "message"),
     [
         (
-            {"training": {"global_batch_size": 6}},
+            {"training": {"global_batch_size": 6}, "mesh": "data=2@0-1"},
             r"global_batch_size=6 must be divisible by data\*grad_accum=4; use 4 or 8",
         ),
         ({"training": {"global_batch_size": 8}, "mesh": "data=3"}, "mesh"),
