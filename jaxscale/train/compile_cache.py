@@ -2,9 +2,9 @@
 
 The folder is as trusted as the program itself: whoever can write there can run code as this user.
 
-A mesh of several CPU devices does without: XLA's CPU runtime runs the collectives of one program in their order because
-they share one resource, and a program read back from disk gives each collective a resource of its own (jaxlib 0.10.2).
-Two devices then now and then start two collectives in different orders and wait for each other for ever.
+A mesh of several CPU devices does without: there, programs read back from disk hung now and then, some devices in one
+collective and the rest in another, which programs compiled afresh did not (jaxlib 0.10.2; see docs/log.md). XLA's CPU
+runtime orders collectives by a resource that they share, and by its source reading back makes one for each of them.
 """
 
 import contextlib
