@@ -21,7 +21,7 @@ def two_tower_small() -> DualTowerJob:
     Time: 18.6 minutes on a machine shared with other work, without huge pages; 200 to 250 pairs/s.
     Expected: sample_nDCG@10 .654; on all 2,326 test questions nDCG@10 is .378 dense, and .699 hybrid
       with BM25 (.688 alone; p = .001).
-    What limits it: after three epochs the negatives in a batch of 128 are too easy (loss .01); it needs hard ones.
+    What limits it was not tested; the loss falls to .01, so the negatives in a batch of 128 may be too easy.
     """
     return DualTowerJob(
         towers=Towers(dropout_rate=0.0),
