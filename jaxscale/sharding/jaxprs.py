@@ -29,6 +29,11 @@ _CALLS = frozenset(
     }
 )
 _CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+# Where an equation stands: positions of equations, outermost program first, and after the position of a `cond` the
+# number of the branch. (3,) is the fourth equation of a program; (3, 0) the first of the body or the called program
+# it holds; (3, 1, 0) the first of the second branch of a `cond`. Of a `while` it is the body that is meant.
+Address = tuple[int, ...]
 _SITE_PACKAGES = pathlib.Path(jax.__file__).parent.parent
 _LIBRARY_FOLDERS = tuple(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping"))
 
