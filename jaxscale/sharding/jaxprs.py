@@ -7,11 +7,11 @@ class and `scan` holds flat trees of its inputs. Everything else reads `Program`
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 
 # Primitives that run one inner jaxpr once, on exactly their operands.
 _CALLS = frozenset(
@@ -29,6 +29,16 @@ _CALLS = frozenset(
     }
 )
 _CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+# The parameter that holds the programs that may be changed, by primitive. Those of custom derivatives are not here: a
+# changed body would disagree with its own derivative. Nor are kernels and `shard_map`, which see one device's part.
+_CHANGEABLE = {
+    "scan": "jaxpr",
+    "while": "body_jaxpr",
+    "cond": "branches",
+    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2"), "jaxpr"),
+    **dict.fromkeys(("closed_call", "core_call"), "call_jaxpr"),
+}
 
 # Where an equation stands: positions of equations, outermost program first, and after the position of a `cond` the
 # number of the branch. (3,) is the fourth equation of a program; (3, 0) the first of the body or the called program
@@ -151,6 +161,32 @@ def inner(equation: Equation) -> Scan | While | Branches | Call | None:
         if called is not None and len(called.inputs) == len(equation.inputs):
             return Call(called)
     return None
+
+
+def changeable(equation: JaxprEqn) -> tuple[Any, ...]:
+    """The jaxprs that an equation of jax's holds and that may be changed: one, or a `cond`'s branches, or none."""
+    held = equation.params.get(_CHANGEABLE.get(equation.primitive.name, ""), ())
+    return held if isinstance(held, tuple) else (held,)
+
+
+def with_changed(equation: JaxprEqn, jaxprs: Sequence[Any]) -> JaxprEqn:
+    """The equation, holding `jaxprs` in the place of those that `changeable` returns."""
+    name = _CHANGEABLE[equation.primitive.name]
+    held = tuple(jaxprs) if isinstance(equation.params[name], tuple) else jaxprs[0]
+    return equation.replace(params={**equation.params, name: held})
+
+
+def with_equations(jaxpr: Any, equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> Any:
+    """The jaxpr with other equations and outputs; constants, inputs, effects and names stay.
+
+    Args:
+      jaxpr: closed or open; what comes back is of the same kind.
+      equations: without effects that the jaxpr does not have.
+      outputs: variables or literals, as many as before.
+    """
+    opened = _program(jaxpr).jaxpr
+    changed = opened.replace(eqns=list(equations), outvars=list(outputs), debug_info=opened.debug_info)
+    return changed if opened is jaxpr else jaxpr.replace(jaxpr=changed)
 
 
 def is_literal(variable: Any) -> bool:
