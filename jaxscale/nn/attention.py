@@ -21,7 +21,7 @@ def attend(
     query: Float[Array, "B S H C"],
     key: Float[Array, "B T K C"],
     value: Float[Array, "B T K C"],
-    allowed: Bool[Array, "B #S T"],
+    allowed: Bool[Array, "#B #S T"] | None,
     *,
     compute_dtype: DTypeLike,
     dropout_rate: float = 0.0,
@@ -33,7 +33,7 @@ def attend(
       query: H is a multiple of K.
       key: what is compared with queries.
       value: what is mixed.
-      allowed: which of the T positions each of the S may read; the weight of the others is exactly zero.
+      allowed: which of the T positions each of the S may read; the weight of the others is exactly zero. None: all.
       compute_dtype: of the two contractions; the softmax is in float32.
       dropout_rate: of the attention weights.
       dropout_key: None for none.
@@ -44,7 +44,8 @@ def attend(
     grouped = (query / jnp.asarray(math.sqrt(c), query.dtype)).reshape(b, s, k, h // k, c)
     # [B K S G T]
     scores = contract(grouped, key, contracted=((4,), (3,)), batch=((0, 2), (0, 2)), compute_dtype=compute_dtype)
-    scores = jnp.where(allowed[:, None, :, None, :], scores, jnp.float32(_MASKED))
+    if allowed is not None:
+        scores = jnp.where(allowed[:, None, :, None, :], scores, jnp.float32(_MASKED))
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(compute_dtype)
     # [B K S G C]
     mixed = contract(weights, value, contracted=((4,), (1,)), batch=((0, 1), (0, 2)), compute_dtype=compute_dtype)
@@ -96,8 +97,8 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        allowed: Bool[Array, "B #S S"],
-        positions: Int[Array, "B S"],
+        allowed: Bool[Array, "#B #S S"] | None,
+        positions: Int[Array, "#B S"],
         compute_dtype: DTypeLike,
         dropout_key: Key[Array, ""] | None,
     ) -> Float32[Array, "B S D"]:

@@ -52,7 +52,7 @@ class Embeddings(nnx.Module):
         self.token_type = table("token_type", num_token_types)
 
     def __call__(
-        self, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], token_types: Int[Array, "B S"]
+        self, tokens: Int[Array, "B S"], positions: Int[Array, "#B S"], token_types: Int[Array, "B S"]
     ) -> Float32[Array, "B S D"]:
         """Returns the sum of the rows in float32."""
         x = self.token(tokens).astype(jnp.float32)

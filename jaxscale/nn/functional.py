@@ -23,6 +23,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
+from jaxscale.errors import UsageError
+from jaxscale.nn.linear import contract
 from jaxscale.nn.transformer import Transformer, TransformerConfig
 
 # A nested dict with string keys whose leaves are arrays.
@@ -47,7 +49,7 @@ def apply(
     config: TransformerConfig,
     params: Params,
     tokens: Int[Array, "B S"],
-    mask: Bool[Array, "B S"],
+    mask: Bool[Array, "B S"] | None,
     *,
     compute_dtype: DTypeLike = jnp.float32,
     dropout_key: Key[Array, ""] | None = None,
@@ -61,7 +63,7 @@ def apply(
       config: the model.
       params: its parameters, float32 or bfloat16, stacked or unstacked.
       tokens: ids in [0, V).
-      mask: True at real tokens; what stands at the others changes nothing at the real ones.
+      mask: True at real tokens; what stands at the others changes nothing at the real ones. None: all are real.
       compute_dtype: of matrix products and of what is kept between them; sums, norms and softmax are in float32.
       dropout_key: None for no dropout.
       token_types: ids in [0, T); all zero when None.
@@ -98,6 +100,27 @@ def logits(
       UsageError: the model is an encoder.
     """
     return nnx.merge(_graphdef(config, _is_stacked(params)), params).logits(hidden, compute_dtype=compute_dtype)
+
+
+def masked_token_logits(
+    config: TransformerConfig,
+    params: Params,
+    hidden: Float[Array, "B S D"],
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> Float32[Array, "B S V"]:
+    """An encoder's scores of the token that stands at every position: hidden states against the token table.
+
+    BERT's own output puts one more linear map, a norm and a bias in between; what it learns there is thrown away after
+    pretraining.
+
+    Raises:
+      UsageError: the model is a decoder.
+    """
+    if config.kind != "encoder":
+        raise UsageError(f"kind={config.kind!r} predicts the next token, not the one that stands there; use `logits`")
+    table = params["embeddings"]["token"]["table"]
+    return contract(hidden.astype(compute_dtype), table, contracted=((2,), (1,)), compute_dtype=compute_dtype)
 
 
 def unstack_layers(params: Params) -> Params:

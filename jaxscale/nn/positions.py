@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int
 
 
-def rotate(x: Float32[Array, "B S H C"], positions: Int[Array, "B S"], base: float) -> Float32[Array, "B S H C"]:
+def rotate(x: Float32[Array, "B S H C"], positions: Int[Array, "#B S"], base: float) -> Float32[Array, "B S H C"]:
     """Turns each pair (x[c], x[c + C/2]) by the angle positions * base^(-2c/C).
 
     Args:

@@ -219,8 +219,8 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        allowed: Bool[Array, "B #S S"],
-        positions: Int[Array, "B S"],
+        allowed: Bool[Array, "#B #S S"] | None,
+        positions: Int[Array, "#B S"],
         compute_dtype: DTypeLike,
         dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "B S D"]:
@@ -285,7 +285,7 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "B S"],
-        mask: Bool[Array, "B S"],
+        mask: Bool[Array, "B S"] | None,
         *,
         compute_dtype: DTypeLike = jnp.float32,
         dropout_key: Key[Array, ""] | None = None,
@@ -299,15 +299,17 @@ class Transformer(nnx.Module):
             raise UsageError(
                 f"sequence of {tokens.shape[1]} tokens is longer than max_positions={config.max_positions}"
             )
-        positions = _default_positions(tokens) if positions is None else positions
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
         token_types = jnp.zeros_like(tokens) if token_types is None else token_types
         x = self.embeddings(tokens, positions, token_types)
         x = self.norm(x) if config.norm_placement == "post" else x
         embedding_key = None if dropout_key is None else named_key(dropout_key, "embeddings")
         x = dropout(x, config.dropout_rate, embedding_key).astype(compute_dtype)
-        allowed = mask[:, None, :]
+        allowed = None if mask is None else mask[:, None, :]
         if config.kind == "decoder":
-            allowed = allowed & (positions[:, None, :] <= positions[:, :, None])
+            earlier = positions[:, None, :] <= positions[:, :, None]
+            allowed = earlier if allowed is None else allowed & earlier
         x = self._run_layers(x, allowed, positions, compute_dtype, dropout_key, remat)
         return self.norm(x) if config.norm_placement == "pre" else x.astype(jnp.float32)
 
@@ -325,8 +327,8 @@ class Transformer(nnx.Module):
     def _run_layers(
         self,
         x: Float[Array, "B S D"],
-        allowed: Bool[Array, "B #S S"],
-        positions: Int[Array, "B S"],
+        allowed: Bool[Array, "#B #S S"] | None,
+        positions: Int[Array, "#B S"],
         compute_dtype: DTypeLike,
         dropout_key: Key[Array, ""] | None,
         remat: bool,
@@ -346,7 +348,3 @@ class Transformer(nnx.Module):
 
         unroll = self.config.num_layers <= _MAX_UNROLLED_LAYERS
         return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (stacked, keys), unroll=unroll)[0]
-
-
-def _default_positions(tokens: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)

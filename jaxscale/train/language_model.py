@@ -1,0 +1,117 @@
+"""The job of training a language model, and its losses: next token and masked tokens.
+
+There is no data source for it yet: such a job is for `explain`, `plan` and `tune`, which need none.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Key
+
+from jaxscale.errors import UsageError
+from jaxscale.nn import functional
+from jaxscale.nn.functional import Params
+from jaxscale.nn.transformer import TransformerConfig
+from jaxscale.train.job import Operation, TrainingIdentity
+from jaxscale.train.planned_step import PlannedStep
+from jaxscale.train.randomness import named_key
+
+# A target below zero: nothing is predicted there.
+NO_TARGET = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelJob:
+    """All that says what a language model's training step is: a decoder's next token, or an encoder's masked tokens.
+
+    Attributes:
+      transformer: the model.
+      sequence_length: tokens per example.
+      training: seed, steps, batch, optimizer, number format.
+      operation: mesh, checkpoints, logging.
+      z_loss: weight of the squared logarithm of the softmax's denominator; 0 for none.
+      remat: whether the backward pass computes each layer again rather than keep what is inside it.
+    """
+
+    transformer: TransformerConfig
+    sequence_length: int
+    training: TrainingIdentity
+    operation: Operation
+    z_loss: float = 0.0
+    remat: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sequence_length <= self.transformer.max_positions:
+            raise UsageError(
+                f"sequence_length={self.sequence_length} must be between 1 and the transformer's "
+                f"max_positions={self.transformer.max_positions}"
+            )
+        if not self.z_loss >= 0.0:
+            raise UsageError(f"z_loss={self.z_loss} must be at least 0")
+
+    def planned_step(self) -> PlannedStep:
+        """The training step on shapes alone.
+
+        Its batch is `tokens` and `targets`, int32 [B S]. A decoder's target is the token that follows, an encoder's the
+        token that was there before it was masked; `NO_TARGET` stands where none is predicted.
+        """
+        training, dims = self.training, (self.training.global_batch_size, self.sequence_length)
+        return PlannedStep(
+            loss=lambda params, batch: self.loss(params, batch, named_key(training.seed, "loss")),
+            params=jax.eval_shape(lambda: functional.init_params(self.transformer, named_key(training.seed, "params"))),
+            batch={name: jax.ShapeDtypeStruct(dims, jnp.int32) for name in ("tokens", "targets")},
+            optimizer=training.optimizer.transformation(),
+            num_tokens=dims[0] * dims[1],
+            grad_accum=training.grad_accum,
+        )
+
+    def loss(self, params: Params, batch: Mapping[str, jax.Array], key: Key[Array, ""]) -> Float32[Array, ""]:
+        """The mean loss of a batch or a microbatch, in float32.
+
+        Args:
+          params: as `functional.init_params` makes them.
+          batch: as `planned_step` describes it.
+          key: for dropout.
+        """
+        compute_dtype = jnp.dtype(self.training.compute_dtype)
+        hidden = functional.apply(
+            self.transformer,
+            params,
+            batch["tokens"],
+            None,
+            compute_dtype=compute_dtype,
+            dropout_key=key if self.transformer.dropout_rate else None,
+            remat=self.remat,
+        )
+        scores_of = functional.logits if self.transformer.kind == "decoder" else functional.masked_token_logits
+        scores = scores_of(self.transformer, params, hidden, compute_dtype=compute_dtype)
+        return token_loss(scores, batch["targets"], z_loss=self.z_loss)
+
+
+def token_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], *, z_loss: float = 0.0) -> Float32[Array, ""]:
+    """The mean over predicted tokens of `log Z - logits[target] + z_loss (log Z)^2`, with `Z = sum exp(logits)`.
+
+    Args:
+      logits: scores of every token of the vocabulary.
+      targets: the token to predict; `NO_TARGET` where there is none.
+      z_loss: weight of the term that keeps log Z near 0.
+
+    Returns:
+      float32; 0 where nothing is predicted.
+
+    Reference: the z-loss: Chowdhery et al. 2022 (PaLM), section 5, https://arxiv.org/abs/2204.02311
+
+    >>> uniform = jnp.zeros((1, 2, 8))
+    >>> float(token_loss(uniform, jnp.array([[3, NO_TARGET]]))) == float(jnp.log(8.0))
+    True
+    """
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # Compared and summed, not looked up: where devices share the vocabulary, each needs only its own part of it.
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
+    of_target = jnp.sum(jnp.where(vocabulary == targets[:, :, None], logits, 0.0), axis=-1)
+    predicted = (targets >= 0).astype(jnp.float32)
+    losses = (log_z - of_target + z_loss * jnp.square(log_z)) * predicted
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(predicted), 1.0)
