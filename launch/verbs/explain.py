@@ -8,16 +8,16 @@ import tyro
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
-from jaxscale.train.placement import plan_step
+from jaxscale.sharding.derive import derive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """Derives a recipe's sharding plan and prints it as a table; nothing is trained, and no device is needed.
 
-    The recipe's data is read, for the shapes of its batches. Every field of the recipe's job is a flag.
+    No data is read. Every field of the recipe's job is a flag.
 
-    Example: jaxscale explain two_tower_tiny --data.folder BEIR --mesh data=2,fsdp=2,tensor=2
+    Example: jaxscale explain two_tower_tiny --mesh data=2,fsdp=2,tensor=2
 
     Attributes:
       mesh: as fsdp=4,tensor=2, of any number of devices; empty for what the recipe says, else this machine's on data.
@@ -41,16 +41,15 @@ class Command:
         Raises:
           UsageError: the recipe is of something that has no training step to explain.
         """
-        if not all(hasattr(job, part) for part in ("training", "operation", "objective")):
+        if not hasattr(job, "planned_step"):
             raise UsageError(f"recipe {name!r} gives a {type(job).__name__}, which has no training step to explain")
         return cls(job=job)
 
     def run(self) -> dict[str, Any]:
         """Prints the plan and returns it."""
         spec = _spec(self.mesh or self.job.operation.mesh)
-        self.job.check(spec)
-        objective = self.job.objective()
-        plan = plan_step(objective, self.job.training, objective.batch(0), spec)
+        step = self.job.planned_step()
+        plan = derive(step.loss, step.params, step.batch, spec, optimizer=step.optimizer)
         print(plan.render(every_leaf=self.every_leaf))
         report: dict[str, Any] = plan.to_json()
         return report

@@ -51,7 +51,7 @@ class Command:
           UsageError: the recipe is of something that is not trained.
         """
         if not all(hasattr(job, part) for part in ("training", "operation", "objective")):
-            raise UsageError(f"recipe {name!r} gives a {type(job).__name__}, which is not a job to train")
+            raise UsageError(_not_to_train(name, job))
         return cls(out=tyro.MISSING, job=job)
 
     def run(self) -> dict[str, Any]:
@@ -75,6 +75,15 @@ class Command:
             job = dataclasses.replace(job, operation=dataclasses.replace(job.operation, mesh=self.mesh))
         resolved: Job = job.starting_from(str(_model_folder(Path(self.init_from)))) if self.init_from else job
         return resolved
+
+
+def _not_to_train(name: str, job: Any) -> str:
+    if not hasattr(job, "planned_step"):
+        return f"recipe {name!r} gives a {type(job).__name__}, which is not a job to train"
+    return (
+        f"recipe {name!r} gives a {type(job).__name__}, for which there is no training data yet; expected a job with "
+        f"data, as a DualTowerJob: use such a recipe (`jaxscale recipes` lists them), or `jaxscale explain {name}`"
+    )
 
 
 def _model_folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from jaxscale.data.batches import BatchSchedule
@@ -98,3 +99,25 @@ def make_batches(
         num_hard_negatives=data.num_hard_negatives,
         pad_id=start.tokenizer.pad_id,
     )
+
+
+def planned_batch(data: PairData, global_batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the largest batch that `PairBatches.batch` gives, without reading the data.
+
+    How many documents are relevant to a query (M) is told by the data alone; 1 stands for it.
+
+    Args:
+      data: lengths and hard negatives.
+      global_batch_size: B.
+    """
+    query_length, document_length = data.max_lengths
+    rows, documents = (global_batch_size,), (global_batch_size, 1 + data.num_hard_negatives)
+    shapes = {
+        "query_tokens": ((*rows, query_length), np.int32),
+        "query_mask": ((*rows, query_length), np.bool_),
+        "document_tokens": ((*documents, document_length), np.int32),
+        "document_mask": ((*documents, document_length), np.bool_),
+        "document_ids": (documents, np.int32),
+        "known_positives": ((*rows, 1), np.int32),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -5,16 +5,21 @@ import hashlib
 from pathlib import Path
 from typing import Any, Self
 
+import jax
+
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.train.job import Operation, TrainingIdentity
-from retrieval.towers.batches import make_batches
+from jaxscale.train.planned_step import PlannedStep
+from jaxscale.train.randomness import named_key
+from retrieval.towers.batches import make_batches, planned_batch
 from retrieval.towers.dev import make_dev_set, metric_names
 from retrieval.towers.loss import Contrastive
 from retrieval.towers.objective import DualTowerObjective
+from retrieval.towers.pair_loss import PairLoss
 from retrieval.towers.pairs import PairData, PairSource, make_table, read_source
-from retrieval.towers.start import Start, Towers, start_towers
+from retrieval.towers.start import Start, Towers, planned_towers, start_towers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,8 @@ class DualTowerJob:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        self._check_start()
+        _given(self.data.folder)
+        self._check_model()
         self._check_lengths()
         self._check_batch()
         best, names = self.operation.best_metric, metric_names(sampled=self.data.dev_sampled)
@@ -64,21 +70,48 @@ class DualTowerJob:
         """
         data, training = self.data, self.training
         source = read_source(_given(data.folder), data.split, data.dev_split)
-        max_lengths = (data.query_buckets[-1], data.document_buckets[-1])
-        start = start_towers(self.towers, max_lengths, source.training_texts(), training.seed)
+        start = start_towers(self.towers, data.max_lengths, source.training_texts(), training.seed)
         hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
-            towers=start.towers,
-            contrastive=self.contrastive,
+            computation=PairLoss(
+                towers=start.towers, contrastive=self.contrastive, compute_dtype=training.compute_dtype
+            ),
             pairs=make_batches(source, table, data, start, training),
             dev=make_dev_set(source, data, start),
             tokenizer=start.tokenizer,
-            compute_dtype=training.compute_dtype,
             starting_params=None,
             identity=self._identity(source, start),
         )
         return objective.starting_from(start.params)
+
+    def planned_step(self) -> PlannedStep:
+        """The training step on shapes alone, its texts as long as the last buckets. Reads no data.
+
+        Where the towers start from a model, the model is opened for its shapes.
+
+        Raises:
+          DataError: the starting model is missing or malformed.
+          UsageError: the job says of no model, or its parts do not fit each other.
+        """
+        self._check_model()
+        self._check_lengths()
+        self._check_batch()
+        training = self.training
+        computation = PairLoss(
+            towers=planned_towers(self.towers, self.data.max_lengths),
+            contrastive=self.contrastive,
+            compute_dtype=training.compute_dtype,
+        )
+        batch = planned_batch(self.data, training.global_batch_size)
+        return PlannedStep(
+            loss=lambda params, batch: computation.loss(params, batch, named_key(training.seed, "loss"))[0],
+            params=jax.eval_shape(lambda: computation.init_params(named_key(training.seed, "params"))),
+            batch=batch,
+            optimizer=training.optimizer.transformation(),
+            num_tokens=batch["query_tokens"].size + batch["document_tokens"].size,
+            grad_accum=training.grad_accum,
+        )
 
     def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:
         """The job without `operation`, with hashes of what lies at its paths in their place."""
@@ -100,11 +133,10 @@ class DualTowerJob:
             "training": typed_json.encode(self.training),
         }
 
-    def _check_start(self) -> None:
+    def _check_model(self) -> None:
         towers = self.towers
-        _given(self.data.folder)
         if not towers.init_from and towers.transformer is None:
-            raise UsageError("towers.init_from is not given; add `--init-from DIR`, a model to start from")
+            raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
         if towers.init_from and towers.transformer is not None:
             raise UsageError(
                 f"towers.init_from={towers.init_from!r} brings its own transformer, but towers.transformer is given "

@@ -63,6 +63,11 @@ class PairData:
             )
 
     @property
+    def max_lengths(self) -> tuple[int, int]:
+        """Tokens kept of a query and of a document."""
+        return self.query_buckets[-1], self.document_buckets[-1]
+
+    @property
     def dev_sampled(self) -> bool:
         """Whether the dev metric is computed on a sample."""
         return self.num_dev_queries is not None or self.num_dev_documents is not None

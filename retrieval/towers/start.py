@@ -80,14 +80,41 @@ def start_towers(towers: Towers, max_lengths: tuple[int, int], texts: Iterable[s
     """
     if towers.init_from:
         return _from_model(towers, max_lengths, load_towers(Path(towers.init_from)), seed)
-    if towers.transformer is None:
-        raise UsageError("towers.init_from is not given; add `--init-from DIR`, a model to start from")
-    tokenizer = Tokenizer.train_wordpiece(texts, towers.transformer.vocab_size)
-    pair = _tower_pair(towers, (towers.transformer, towers.transformer), max_lengths)
+    pair = planned_towers(towers, max_lengths)
+    tokenizer = Tokenizer.train_wordpiece(texts, pair.document.transformer.vocab_size)
     return Start(towers=pair, tokenizer=tokenizer, params=None, sha256=None)
 
 
+def planned_towers(towers: Towers, max_lengths: tuple[int, int]) -> TowerPair:
+    """The two encoders that `start_towers` would give, without a tokenizer, texts or weights.
+
+    Args:
+      towers: what the job asks for; its transformer, or that of the model it starts from.
+      max_lengths: tokens kept of a query and of a document.
+
+    Raises:
+      DataError: the model is missing or malformed.
+      UsageError: the model does not fit what the job asks for, or none is named.
+    """
+    if towers.init_from:
+        return _pair_like(towers, max_lengths, load_towers(Path(towers.init_from), check="sizes"))
+    if towers.transformer is None:
+        raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
+    return _tower_pair(towers, (towers.transformer, towers.transformer), max_lengths)
+
+
 def _from_model(towers: Towers, max_lengths: tuple[int, int], model: LoadedTowers, seed: int) -> Start:
+    pair = _pair_like(towers, max_lengths, model)
+    return Start(
+        towers=pair,
+        tokenizer=model.document.tokenizer,
+        params=_starting_params(pair, model, towers.init_from, seed),
+        sha256=hashlib.sha256(typed_json.canonical(model.contract)).hexdigest(),
+    )
+
+
+def _pair_like(towers: Towers, max_lengths: tuple[int, int], model: LoadedTowers) -> TowerPair:
+    """The two encoders with the transformers of a model."""
     if towers.shared and not model.shared:
         raise UsageError(
             f"towers.shared=True, but the towers of {towers.init_from} have weights of their own; "
@@ -100,13 +127,7 @@ def _from_model(towers: Towers, max_lengths: tuple[int, int], model: LoadedTower
                 f"data.{name}_buckets ends at {length} tokens, but the model {towers.init_from} has "
                 f"max_positions={transformer.max_positions}; end it there"
             )
-    pair = _tower_pair(towers, transformers, max_lengths)
-    return Start(
-        towers=pair,
-        tokenizer=model.document.tokenizer,
-        params=_starting_params(pair, model, towers.init_from, seed),
-        sha256=hashlib.sha256(typed_json.canonical(model.contract)).hexdigest(),
-    )
+    return _tower_pair(towers, transformers, max_lengths)
 
 
 def _starting_params(pair: TowerPair, model: LoadedTowers, source: str, seed: int) -> dict[str, Params]:

@@ -35,7 +35,7 @@ def test_a_recipe_lacks_its_paths_only(name):
         job.check(mesh)
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, folder="somewhere"))
     if job.towers.transformer is None:
-        with pytest.raises(UsageError, match="add `--init-from DIR`"):
+        with pytest.raises(UsageError, match=r"add `--towers\.init-from DIR`"):
             job.check(mesh)
         job = job.starting_from("somewhere")
     job.check(mesh)

@@ -7,17 +7,11 @@ import pytest
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.plan import ShardingPlan
 from launch import cli
-from tests.retrieval.towers.small_pairs import write_pairs
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(write_pairs(tmp_path_factory.mktemp("pairs") / "pairs"))
-
-
-def test_it_prints_the_plan_and_reports_it_as_json(folder, tmp_path, capsys):
+def test_it_prints_the_plan_and_reports_it_as_json(tmp_path, capsys):
     report = tmp_path / "plan.json"
-    words = ["explain", "two_tower_tiny", "--data.folder", folder, "--mesh", "data=2,fsdp=2,tensor=2"]
+    words = ["explain", "two_tower_tiny", "--mesh", "data=2,fsdp=2,tensor=2"]
     assert cli.main([*words, "--json", str(report)]) == 0
     text = capsys.readouterr().out
     assert "mesh data=2,fsdp=2,tensor=2: 8 devices" in text
@@ -30,8 +24,8 @@ def test_it_prints_the_plan_and_reports_it_as_json(folder, tmp_path, capsys):
     assert token.spec == (("tensor",), ("fsdp",))
 
 
-def test_devices_that_are_not_there_can_be_explained(folder, capsys):
-    words = ["explain", "two_tower_tiny", "--data.folder", folder, "--mesh", "fsdp=16,tensor=16"]
+def test_devices_that_are_not_there_can_be_explained(capsys):
+    words = ["explain", "two_tower_tiny", "--mesh", "fsdp=16,tensor=16"]
     assert cli.main(words) == 0
     assert "256 devices" in capsys.readouterr().out
 
@@ -45,8 +39,8 @@ def test_devices_that_are_not_there_can_be_explained(folder, capsys):
         ("fdsp=2", "did you mean 'fsdp'?"),
     ],
 )
-def test_a_mesh_that_does_not_suit_is_refused(folder, capsys, mesh, message):
-    assert cli.main(["explain", "two_tower_tiny", "--data.folder", folder, "--mesh", mesh]) == 2
+def test_a_mesh_that_does_not_suit_is_refused(capsys, mesh, message):
+    assert cli.main(["explain", "two_tower_tiny", "--mesh", mesh]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""

@@ -40,7 +40,7 @@ def test_a_whole_job_passes_the_checks(folder):
     ("changes", "said"),
     [
         ({"data": {"folder": ""}}, "data.folder is not given; add `--data.folder DIR`"),
-        ({"towers": {"transformer": None}}, "towers.init_from is not given; add `--init-from DIR`"),
+        ({"towers": {"transformer": None}}, "towers.init_from is not given; add `--towers.init-from DIR`"),
         ({"towers": {"init_from": "somewhere"}}, "brings its own transformer"),
         ({"data": {"document_buckets": (32, 64)}}, "goes beyond the transformer's max_positions=32"),
         ({"training": {"global_batch_size": 1}}, "which has no negatives"),
@@ -56,6 +56,37 @@ def test_what_does_not_fit_together_is_refused(folder, changes, said):
     with pytest.raises(UsageError) as refusal:
         tiny_job(folder, **changes).check(MeshSpec(data=1))
     assert said in str(refusal.value)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+
+
+def test_the_planned_step_is_that_of_the_training_and_reads_no_data(folder, tmp_path):
+    job = tiny_job(folder)
+    step, objective = tiny_job(tmp_path / "nowhere").planned_step(), job.objective()
+    assert shapes(step.params) == shapes(jax.eval_shape(objective.init_params, jax.random.key(0)))
+    batch = dict(objective.batch(0))
+    # How many relevant documents a query has is told by the data.
+    width = batch["known_positives"].shape[1]
+    assert step.batch["known_positives"].shape == (job.training.global_batch_size, 1)
+    step.batch["known_positives"] = jax.ShapeDtypeStruct((job.training.global_batch_size, width), np.int32)
+    assert shapes(step.batch) == shapes(batch)
+    assert step.num_tokens == batch["query_tokens"].size + batch["document_tokens"].size
+    key = jax.random.key(0)
+    ours = jax.make_jaxpr(step.loss)(step.params, step.batch)
+    theirs = jax.make_jaxpr(lambda params, batch: objective.loss(params, batch, key)[0])(step.params, step.batch)
+    # Ours makes its key out of the seed first.
+    assert [e.primitive for e in ours.eqns][-len(theirs.eqns) :] == [e.primitive for e in theirs.eqns]
+
+
+def test_a_step_is_planned_with_the_model_to_start_from(folder, tmp_path):
+    model = write_model(tmp_path / "model")
+    step = starting_from(tmp_path / "nowhere", model).planned_step()
+    wanted = starting_from(folder, model).objective().starting_params
+    assert jax.tree.map(np.shape, wanted) == jax.tree.map(np.shape, step.params)
+    with pytest.raises(UsageError, match=r"add `--towers\.init-from DIR`"):
+        starting_from(folder, "").planned_step()
 
 
 def test_the_identity_holds_hashes_and_no_paths(folder, tmp_path):
