@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -203,8 +203,49 @@ def parse_positions(text: str, num_devices: int) -> list[int]:
 
 
 def spec_of(mesh: Mesh) -> MeshSpec:
-    """The spec that a mesh made here has."""
-    return MeshSpec(**{axis: mesh.shape[axis] for axis in AXES})
+    """The spec that a mesh made here has, its axes whole or in parts."""
+    sizes = dict.fromkeys(AXES, 1)
+    for name, size in mesh.shape.items():
+        sizes[axis_of(name)] *= size
+    return MeshSpec(**sizes)
+
+
+def axis_of(name: str) -> str:
+    """The axis that a mesh's name belongs to: `tensor` for `tensor` itself and for its part `tensor[1:2]`."""
+    return name.partition("[")[0]
+
+
+def part_name(axis: str, start: int, end: int) -> str:
+    """The name of the part of an axis that goes from its cut into `start` groups to its cut into `end`.
+
+    >>> part_name("tensor", 2, 8)
+    'tensor[2:8]'
+    """
+    return f"{axis}[{start}:{end}]"
+
+
+def in_parts(mesh: Mesh, factors: Mapping[str, Sequence[int]]) -> Mesh:
+    """The same devices in the same order, with some axes taken apart.
+
+    Args:
+      mesh: made here, its axes whole.
+      factors: by axis, the ways of its parts, leading part first; their product is the axis's size.
+    """
+    names: list[str] = []
+    sizes: list[int] = []
+    for name, size in mesh.shape.items():
+        if name not in factors:
+            names.append(name)
+            sizes.append(size)
+            continue
+        start = 1
+        for ways in factors[name]:
+            names.append(part_name(name, start, start * ways))
+            sizes.append(ways)
+            start *= ways
+    if not factors:
+        return mesh
+    return Mesh(mesh.devices.reshape(sizes), tuple(names), axis_types=(AxisType.Auto,) * len(names))
 
 
 def initialize_processes(
@@ -297,10 +338,13 @@ def _factorizations(number: int, num_factors: int) -> list[tuple[int, ...]]:
 __all__ = [
     "AXES",
     "MeshSpec",
+    "axis_of",
     "describe_topology",
+    "in_parts",
     "initialize_processes",
     "make_mesh",
     "mesh_from_text",
     "parse_positions",
+    "part_name",
     "spec_of",
 ]

@@ -7,11 +7,13 @@ import optax
 
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding import guard
+from jaxscale.sharding.activations import activations_of
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
 from jaxscale.sharding.rules import Choices, choose
 from jaxscale.sharding.specs import Spec, num_parts
+from jaxscale.sharding.splits import splits_of
 from jaxscale.sharding.trace import LossFunction, trace_step
 
 
@@ -49,6 +51,7 @@ def derive(
 def plan_of(graph: Graph, mesh: MeshSpec, limits: Limits) -> ShardingPlan:
     """The plan that the rules make of a graph, before any guard has seen it."""
     choices: Choices = choose(graph, mesh, limits)
+    splits = splits_of(graph, mesh, [choice.spec for choice in choices])
     leaves = tuple(
         PlannedLeaf(
             role=leaf.role,
@@ -63,7 +66,13 @@ def plan_of(graph: Graph, mesh: MeshSpec, limits: Limits) -> ShardingPlan:
         )
         for leaf, choice in zip(graph.leaves, choices, strict=True)
     )
-    return ShardingPlan(mesh=mesh, limits=limits, leaves=leaves, not_understood=graph.not_understood)
+    return ShardingPlan(
+        mesh=mesh,
+        limits=limits,
+        leaves=leaves,
+        activations=activations_of(graph, mesh, splits),
+        not_understood=graph.not_understood,
+    )
 
 
 def _bytes_per_device(leaf: Leaf, mesh: MeshSpec, spec: Spec) -> int:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import jax
 
 from jaxscale.sharding.factors import Dim, Dims
+from jaxscale.sharding.jaxprs import Address
 
 Role = Literal["parameter", "optimizer", "batch"]
+Kind = Literal["contraction", "lookup", "routing", "boundary"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class Operand:
     parameters: frozenset[int]
     # Factors of the dims that the other side does not have, in their order.
     free: Dim
+    shape: tuple[int, ...] = ()
+    dims: Dims = ()
+    # The equation that made it and which of its outputs it is; None where that can't be told where to live.
+    made_by: tuple[Address, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,14 @@ class Contraction:
     num_outputs: int
     num_flops: int
     num_runs: int
+    # Where it stands, and the user's line that made it.
+    address: Address = ()
+    source: str = ""
+
+    @property
+    def is_of_parameters(self) -> bool:
+        """Whether it multiplies something that depends on the batch with something that does not."""
+        return self.left.is_data != self.right.is_data
 
     @property
     def outputs(self) -> frozenset[int]:
@@ -74,6 +88,46 @@ class Reduction:
     reduced: frozenset[int]
     num_outputs: int
     num_runs: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Activation:
+    """A result that can be told where to live: of a contraction, of a lookup, of a custom rule that holds such."""
+
+    kind: Kind
+    address: Address
+    # Which output of the equation.
+    output: int
+    shape: tuple[int, ...]
+    dims: Dims
+    # Of a contraction: its position among the graph's.
+    contraction: int | None = None
+    # Factors of what is indexed, of a lookup or a routing.
+    indexed: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Concatenation:
+    """A dim that is several dims one after the other: joined by `concatenate`, or taken apart by `split` or slices.
+
+    A fused projection's dim is one: its parts are the queries, the keys and the values.
+    """
+
+    dim: Dim
+    # Factors of every part, in order, and where each begins.
+    parts: tuple[Dim, ...]
+    starts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant:
+    """An array that the computation closes over: every device gets a copy."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    # The first line of the user's that reads it.
+    source: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +153,13 @@ class Graph:
     # Factors that are indexed by something that depends on the batch: the rows of an embedding.
     looked_up: frozenset[int]
     not_understood: tuple[NotUnderstood, ...]
+    # Factors along which the batch decides what goes where: a scatter's targets, a choice by `top_k`, a one-hot.
+    routed: frozenset[int] = frozenset()
+    activations: tuple[Activation, ...] = ()
+    concatenations: tuple[Concatenation, ...] = ()
+    # Pairs of a dim and a slice of it (or a padding): what splits the first can split the second where it divides.
+    slices: tuple[tuple[Dim, Dim], ...] = ()
+    constants: tuple[Constant, ...] = ()
 
     def dim_size(self, dim: Dim) -> int:
         """The size of a dim: the product of its factors."""

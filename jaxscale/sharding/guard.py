@@ -3,7 +3,7 @@
 import collections
 
 from jaxscale.errors import UsageError
-from jaxscale.mesh import AXES, MeshSpec
+from jaxscale.mesh import AXES, MeshSpec, axis_of
 from jaxscale.sharding.graph import Graph
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
 from jaxscale.sharding.specs import legal_sizes, num_parts
@@ -41,7 +41,7 @@ def _indivisible_batches(plan: ShardingPlan) -> list[str]:
 
 
 def _unused_axes(plan: ShardingPlan) -> list[str]:
-    used = {axis for leaf in plan.leaves for axes in leaf.spec for axis in axes}
+    used = {axis_of(entry) for leaf in plan.leaves for axes in leaf.spec for entry in axes}
     idle = [axis for axis in AXES if plan.mesh.sizes[axis] > 1 and axis not in used]
     return [f"nothing is split over {axis}={plan.mesh.sizes[axis]}: {_why_idle(plan, axis)}" for axis in idle]
 
@@ -78,7 +78,7 @@ def _copies(graph: Graph, plan: ShardingPlan) -> list[str]:
 
 def _axes_without(mesh: MeshSpec, leaf: PlannedLeaf) -> list[str]:
     """The axes that could hold parts of the leaf, and hold copies."""
-    used = {axis for axes in leaf.spec for axis in axes}
+    used = {axis_of(entry) for axes in leaf.spec for entry in axes}
     idle = [axis for axis in ("fsdp", "tensor") if mesh.sizes[axis] > 1 and axis not in used]
     # Either axis alone is enough, but a leaf left out by `fsdp` is copied where all its like are not.
     return idle if "fsdp" in idle or not used else []

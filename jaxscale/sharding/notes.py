@@ -6,11 +6,23 @@ in terms of the factors that are left.
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from jaxscale.sharding.factors import Dim, Factors
-from jaxscale.sharding.graph import Contraction, Graph, Leaf, NotUnderstood, Operand, Reduction
-from jaxscale.sharding.jaxprs import Equation
+from jaxscale.sharding.factors import Dim, Dims, Factors
+from jaxscale.sharding.graph import (
+    Activation,
+    Concatenation,
+    Constant,
+    Contraction,
+    Graph,
+    Kind,
+    Leaf,
+    NotUnderstood,
+    Operand,
+    Reduction,
+)
+from jaxscale.sharding.jaxprs import Address, Equation
 from jaxscale.sharding.primitives import Value, num_elements
 
 
@@ -22,6 +34,8 @@ class _Contracted:
     batch: tuple[Dim, ...]
     num_outputs: int
     num_runs: int
+    address: Address
+    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +56,48 @@ class _Scanned:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Routed:
+    dim: Dim
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """A result that can be told where to live."""
+
+    kind: Kind
+    address: Address
+    output: int
+    shape: tuple[int, ...]
+    dims: Dims
+    of: _Contracted | None = None
+    indexed: tuple[Dim, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    dim: Dim
+    parts: tuple[Dim, ...]
+    starts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    value: int
+    axis: int
+    dim: Dim
+    start: int
+    stride: int
+    part: Dim
+
+
+@dataclasses.dataclass(frozen=True)
 class _Unknown:
     primitive: str
     source: str
+
+
+_Note = _Contracted | _Reduced | _LookedUp | _Scanned | _Routed | _Made | _Joined | _Cut | _Unknown
+_N = TypeVar("_N")
 
 
 class Notes:
@@ -54,7 +107,11 @@ class Notes:
         self.factors = Factors()
         # How often in a step the operations noted now are run: the product of the scans around them.
         self.num_runs = 1
-        self._notes: list[_Contracted | _Reduced | _LookedUp | _Scanned | _Unknown] = []
+        # Where the operation noted now stands, the user's line that made it, and whether it can be pinned there.
+        self.address: Address = ()
+        self.source: Callable[[], str] = str
+        self.is_inside_custom = False
+        self._notes: list[_Note] = []
 
     def __len__(self) -> int:
         return len(self._notes)
@@ -68,7 +125,18 @@ class Notes:
     ) -> None:
         """Notes a contraction of two operands over `contracted`, in step over `batch`."""
         num_outputs = num_elements(equation.output_shapes[0])
-        self._notes.append(_Contracted(left, right, tuple(contracted), tuple(batch), num_outputs, self.num_runs))
+        self._notes.append(
+            _Contracted(
+                left,
+                right,
+                tuple(contracted),
+                tuple(batch),
+                num_outputs,
+                self.num_runs,
+                self.address,
+                self.source(),
+            )
+        )
 
     def reduction(self, equation: Equation, operand: Value, axes: Sequence[int]) -> None:
         """Notes a reduction of `operand` over `axes`, where it depends on the batch."""
@@ -80,6 +148,36 @@ class Notes:
         """Notes that `dim` is indexed by something that depends on the batch."""
         self._notes.append(_LookedUp(dim))
 
+    def route(self, dim: Dim) -> None:
+        """Notes that the batch decides where along `dim` something goes."""
+        self._notes.append(_Routed(dim))
+
+    def join(self, dim: Dim, parts: Sequence[Dim], starts: Sequence[int]) -> None:
+        """Notes that `dim` is the concatenation of `parts`."""
+        self._notes.append(_Joined(dim, tuple(parts), tuple(starts)))
+
+    def cut(self, operand: Value, axis: int, start: int, stride: int, part: Dim) -> None:
+        """Notes that `part` is a slice of the operand's dim `axis`."""
+        self._notes.append(_Cut(operand.number, axis, operand.dims[axis], start, stride, part))
+
+    def made(self, kind: Kind, values: Sequence[Value], since: int) -> None:
+        """Notes that `values` are the outputs of an operation, noted after there were `since` notes, of the kind given.
+
+        What does not depend on the batch is not kept, nor what is called a contraction and contracts nothing, nor a
+        boundary with no contraction inside.
+        """
+        found = self._notes[since:]
+        contractions = [note for note in found if isinstance(note, _Contracted)]
+        if self.is_inside_custom or (kind in ("contraction", "boundary") and not contractions):
+            return
+        contraction = contractions[0] if len(contractions) == 1 else None
+        indexed = tuple(note.dim for note in found if isinstance(note, _LookedUp | _Routed))
+        self._notes += [
+            _Made(kind, self.address, i, value.shape, value.dims, contraction, indexed)
+            for i, value in enumerate(values)
+            if value.is_data and value.shape
+        ]
+
     def scan(self, dim: Dim) -> None:
         """Notes that a scan goes through `dim` one by one."""
         self._notes.append(_Scanned(dim))
@@ -88,30 +186,78 @@ class Notes:
         """Notes a primitive that no rule understands, and the user's line that made it."""
         self._notes.append(_Unknown(primitive, source))
 
-    def graph(self, leaves: Sequence[Leaf]) -> Graph:
+    def graph(self, leaves: Sequence[Leaf], constants: tuple[Constant, ...] = ()) -> Graph:
         """The graph of `leaves` and of all that was noted.
 
         Args:
           leaves: with their dims as they were when the walk began.
+          constants: arrays that the program closes over.
         """
         leaves = [
             dataclasses.replace(leaf, dims=tuple(self.factors.resolve(dim) for dim in leaf.dims)) for leaf in leaves
         ]
-        contractions = [self._contraction(note) for note in self._notes if isinstance(note, _Contracted)]
-        factors = {f for leaf in leaves for dim in leaf.dims for f in dim}.union(*(c.factors for c in contractions))
+        contracted = self._of(_Contracted)
+        contractions = [self._contraction(note) for note in contracted]
+        numbers = {id(note): i for i, note in enumerate(contracted)}
+        activations = [self._activation(note, numbers) for note in self._of(_Made)]
+        dims = [dim for array in (*leaves, *activations) for dim in array.dims]
+        concatenations, slices = self._concatenations(), self._slices()
+        dims += [dim for c in concatenations for dim in (c.dim, *c.parts)] + [dim for pair in slices for dim in pair]
+        factors = {f for dim in dims for f in dim}.union(*(c.factors for c in contractions))
         return Graph(
             leaves=tuple(leaves),
             sizes={factor: self.factors.size(factor) for factor in sorted(factors)},
             contractions=tuple(contractions),
             reductions=tuple(
                 Reduction(reduced=self._union(note.dims), num_outputs=note.num_outputs, num_runs=note.num_runs)
-                for note in self._notes
-                if isinstance(note, _Reduced)
+                for note in self._of(_Reduced)
             ),
-            scanned=self._union([note.dim for note in self._notes if isinstance(note, _Scanned)]),
-            looked_up=self._union([note.dim for note in self._notes if isinstance(note, _LookedUp)]),
-            not_understood=_not_understood([note for note in self._notes if isinstance(note, _Unknown)]),
+            scanned=self._union([note.dim for note in self._of(_Scanned)]),
+            looked_up=self._union([note.dim for note in self._of(_LookedUp)]),
+            not_understood=_not_understood(self._of(_Unknown)),
+            routed=self._union([note.dim for note in self._of(_Routed)]),
+            activations=tuple(activations),
+            concatenations=concatenations,
+            constants=constants,
+            slices=slices,
         )
+
+    def _of(self, kind: type[_N]) -> list[_N]:
+        return [note for note in self._notes if isinstance(note, kind)]
+
+    def _activation(self, note: _Made, numbers: dict[int, int]) -> Activation:
+        return Activation(
+            kind=note.kind,
+            address=note.address,
+            output=note.output,
+            shape=note.shape,
+            dims=self._resolved(note.dims),
+            contraction=numbers[id(note.of)] if note.of else None,
+            indexed=self._union(note.indexed),
+        )
+
+    def _concatenations(self) -> tuple[Concatenation, ...]:
+        joined = [(note.dim, note.parts, note.starts) for note in self._of(_Joined)]
+        cuts: dict[tuple[int, int], dict[int, _Cut]] = collections.defaultdict(dict)
+        for note in self._of(_Cut):
+            cuts[note.value, note.axis].setdefault(note.start, note)
+        for found in cuts.values():
+            ordered = [found[start] for start in sorted(found)]
+            end = 0
+            for note in ordered:
+                end = end + self.factors.dim_size(note.part) if note.start == end and note.stride == 1 else -1
+            if len(ordered) > 1 and end == self.factors.dim_size(ordered[0].dim):
+                joined.append((ordered[0].dim, tuple(n.part for n in ordered), tuple(n.start for n in ordered)))
+        return tuple(
+            Concatenation(dim=self.factors.resolve(dim), parts=self._resolved(parts), starts=starts)
+            for dim, parts, starts in dict.fromkeys(joined)
+        )
+
+    def _slices(self) -> tuple[tuple[Dim, Dim], ...]:
+        pairs = [(note.dim, note.part) for note in self._of(_Cut)]
+        pairs += [(note.dim, part) for note in self._of(_Joined) for part in note.parts]
+        resolved = ((self.factors.resolve(whole), self.factors.resolve(part)) for whole, part in pairs)
+        return tuple(dict.fromkeys(pair for pair in resolved if pair[0] != pair[1]))
 
     def _contraction(self, note: _Contracted) -> Contraction:
         contracted, batch = self._joined(note.contracted), self._joined(note.batch)
@@ -124,6 +270,9 @@ class Notes:
                 num_elements=num_elements(value.shape),
                 parameters=value.origins,
                 free=free,
+                shape=value.shape,
+                dims=self._resolved(value.dims),
+                made_by=value.made_by,
             )
 
         depth = num_elements(tuple(self.factors.dim_size(dim) for dim in note.contracted))
@@ -135,7 +284,12 @@ class Notes:
             num_outputs=note.num_outputs,
             num_flops=2 * note.num_outputs * depth,
             num_runs=note.num_runs,
+            address=note.address,
+            source=note.source,
         )
+
+    def _resolved(self, dims: Dims) -> Dims:
+        return tuple(self.factors.resolve(dim) for dim in dims)
 
     def _joined(self, dims: Sequence[Dim]) -> Dim:
         return tuple(factor for dim in dims for factor in self.factors.resolve(dim))

@@ -13,6 +13,8 @@ class Pair:
 
     # Most significant first; more than one where the first alone has fewer pieces than the axis has devices.
     factors: Dim
+    # How many ways each of them is cut, in the same order; () where they can't be.
+    ways: tuple[int, ...]
     # Why they can't be cut that many ways; None where they can.
     illegal: str | None
 
@@ -27,6 +29,9 @@ def pairs_of(graph: Graph, num_parts: int) -> list[Pair]:
     for leaf in graph.leaves:
         if leaf.role == "parameter":
             candidates.update(_cut(graph, prefix, num_parts) for dim in leaf.dims if (prefix := _prefix(dim, eligible)))
+    # 2 key-value heads can't be shared by 8, but they go along with the 2 x 4 query heads that can.
+    longer = {pair.factors[:end] for pair in candidates if pair.ways for end in range(1, len(pair.factors))}
+    candidates = {pair for pair in candidates if pair.ways or pair.factors not in longer}
     return sorted(candidates, key=lambda pair: (_moved_per_flop(graph, pair), _first_use(graph, pair)))
 
 
@@ -72,17 +77,18 @@ def _prefix(dim: Dim, eligible: set[int]) -> Dim:
 def _cut(graph: Graph, prefix: Dim, num_parts: int) -> Pair:
     """The fewest leading factors that can be cut into `num_parts` equal parts without cutting across a piece."""
     left = num_parts
+    ways: list[int] = []
     for end, factor in enumerate(prefix, start=1):
         size = graph.sizes[factor]
         if size % left == 0:
-            return Pair(factors=prefix[:end], illegal=None)
+            return Pair(factors=prefix[:end], ways=(*ways, left), illegal=None)
         if left % size:
             break
+        ways.append(size)
         left //= size
     pieces = graph.dim_size(prefix)
-    return Pair(
-        factors=prefix, illegal=f"{pieces} pieces can't be shared by {num_parts}; sizes that can: {legal_sizes(pieces)}"
-    )
+    why = f"{pieces} pieces can't be shared by {num_parts}; sizes that can: {legal_sizes(pieces)}"
+    return Pair(factors=prefix, ways=(), illegal=why)
 
 
 def _moved_per_flop(graph: Graph, pair: Pair) -> float:

@@ -9,10 +9,12 @@ from jax.sharding import PartitionSpec as P
 
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
-from jaxscale.mesh import MeshSpec, spec_of
+from jaxscale.mesh import MeshSpec, axis_of, in_parts, spec_of
+from jaxscale.sharding.activations import PlannedActivation
 from jaxscale.sharding.graph import NotUnderstood, Role, path_of
+from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.limits import Limits
-from jaxscale.sharding.specs import BATCH_AXES, Spec, partition_spec, spec_text
+from jaxscale.sharding.specs import BATCH_AXES, AxisFactors, Spec, factors_of, partition_spec, spec_text
 
 _HEADER = ("leaf", "shape", "split over", "bytes/device", "rule: why")
 # Where a training state keeps what was planned; a tree with these fields is a state, any other is one of the trees.
@@ -21,7 +23,7 @@ _FIELDS: dict[Role, str] = {"parameter": "params", "optimizer": "opt_state", "ba
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """The names of the axes, of more than one device, that the examples of a batch are split over."""
-    return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis in BATCH_AXES)
+    return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis_of(axis) in BATCH_AXES)
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
@@ -74,13 +76,32 @@ class ShardingPlan:
       mesh: the sizes of the mesh's axes, all resolved.
       limits: what it was derived under.
       leaves: parameters, then the batch, then the optimizer's state.
+      activations: the intermediate results worth pinning, in the order of the loss's program.
       not_understood: the operations that linked nothing, so that dims which meet only there are planned apart.
     """
 
     mesh: MeshSpec
     limits: Limits
     leaves: tuple[PlannedLeaf, ...]
+    activations: tuple[PlannedActivation, ...]
     not_understood: tuple[NotUnderstood, ...]
+
+    @property
+    def factors(self) -> AxisFactors:
+        """Of every axis that some array is split over in part: the ways of its parts, as `{"tensor": (2, 4)}`."""
+        factors = factors_of(self.mesh, [leaf.spec for leaf in self.leaves] + [a.spec for a in self.activations])
+        if factors is None:
+            raise UsageError(f"mesh {self.mesh}: the parts of its axes that the plan names do not fit each other")
+        return factors
+
+    def device_mesh(self, mesh: Mesh) -> Mesh:
+        """The mesh that the plan's shardings are on: the same devices in the same order, `factors` taken apart.
+
+        Raises:
+          UsageError: the mesh has another spec.
+        """
+        self._check_mesh(mesh)
+        return in_parts(mesh, {axis: ways for axis, ways in self.factors.items() if axis in mesh.shape})
 
     def shardings(self, mesh: Mesh, tree: Any) -> Any:
         """The sharding of every leaf of `tree`, in the same structure; for `jit` and `device_put`.
@@ -93,7 +114,7 @@ class ShardingPlan:
         Raises:
           UsageError: the mesh has another spec, or a leaf was not planned, or not with this shape.
         """
-        self._check_mesh(mesh)
+        mesh, factors = self.device_mesh(mesh), self.factors
         planned = {(leaf.role, leaf.path): leaf for leaf in self.leaves}
         fields = {name: role for role, name in _FIELDS.items()}
 
@@ -104,7 +125,7 @@ class ShardingPlan:
             candidates += [(role, path) for role in _FIELDS]
             found = next((planned[c] for c in candidates if c in planned and planned[c].shape == leaf.shape), None)
             if found is not None:
-                return NamedSharding(mesh, partition_spec(found.spec))
+                return NamedSharding(mesh, partition_spec(found.spec, factors))
             if leaf.shape == ():
                 return replicated(mesh)
             raise UsageError(
@@ -115,13 +136,28 @@ class ShardingPlan:
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     def batch_sharding(self, mesh: Mesh) -> NamedSharding:
-        """The sharding of a batch's leaves that have a dim of examples: that dim over every axis but tensor and stage.
+        """The sharding of a batch's leaves that have examples: that dim over the batch's axes, the others whole.
+
+        Raises:
+          UsageError: the mesh has another spec, or splits positions too, and then no sharding is that of every leaf.
+        """
+        if any(leaf.role == "batch" and any(leaf.spec[1:]) for leaf in self.leaves):
+            raise UsageError(
+                f"mesh {self.mesh} splits more than the examples; use plan.shardings(mesh, batch), which is per leaf"
+            )
+        return batch_sharded(self.device_mesh(mesh))
+
+    def activation_shardings(self, mesh: Mesh) -> dict[tuple[Address, int], NamedSharding]:
+        """Where the pinned activations live, by the equation that makes each and the output that it is.
 
         Raises:
           UsageError: the mesh has another spec.
         """
-        self._check_mesh(mesh)
-        return batch_sharded(mesh)
+        mesh, factors = self.device_mesh(mesh), self.factors
+        return {
+            (made.address, made.output): NamedSharding(mesh, partition_spec(made.spec, factors))
+            for made in self.activations
+        }
 
     def total_bytes_per_device(self, role: Role) -> int:
         """The bytes of all leaves of one role that one device holds."""
@@ -145,6 +181,9 @@ class ShardingPlan:
             ]
         totals = [f"{role} {self.total_bytes_per_device(role):,}" for role in _FIELDS]
         lines += ["", f"bytes/device: {', '.join(totals)}"]
+        if self.activations:
+            lines += ["", f"{len(self.activations)} activations are pinned:"]
+            lines += render_table([_activation_row(made) for made in self.activations])
         if self.not_understood:
             lines += ["", "not understood, so that dims which meet only there are planned apart:"]
             lines += [
@@ -178,6 +217,12 @@ def render_table(rows: list[tuple[str, ...]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _activation_row(made: PlannedActivation) -> tuple[str, ...]:
+    place = ".".join(map(str, made.address)) + (f" output {made.output}" if made.output else "")
+    shape = " ".join(map(str, made.shape))
+    return f"  equation {place}", shape, spec_text(made.spec), f"{made.rule}: {made.reason}"
 
 
 def _rows(leaf: PlannedLeaf) -> list[tuple[str, ...]]:

@@ -4,14 +4,17 @@ No rule reads a name. Ties are broken by the first use in the program, then by t
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Sequence
 
-from jaxscale.mesh import MeshSpec
+from jaxscale.mesh import MeshSpec, axis_of
+from jaxscale.sharding.experts import expert_factors, leaves_with_free, shared_heads
 from jaxscale.sharding.factors import Dim
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.pairs import Pair, pairs_of
-from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec, legal_sizes, num_parts
+from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec, factors_of, legal_sizes, num_parts, part
+from jaxscale.sharding.splits import splits_of
 
 _NOTHING_PLACED = "whole"
 
@@ -24,6 +27,8 @@ class Choice:
     rules: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
+    # Dims that a user's pin decides.
+    fixed: frozenset[int] = frozenset()
 
     def place(self, dim: int, axes: DimAxes, rule: str, reason: str) -> "Choice":
         """The choice with dim `dim` split over `axes` as well."""
@@ -39,8 +44,8 @@ class Choice:
         return dataclasses.replace(self, rejected=(*self.rejected, reason))
 
     def uses(self, axis: str) -> bool:
-        """Whether some dim is split over `axis`."""
-        return any(axis in axes for axes in self.spec)
+        """Whether some dim is split over `axis`, or a part of it."""
+        return any(axis_of(entry) == axis for axes in self.spec for entry in axes)
 
 
 # One choice per leaf of the graph.
@@ -64,7 +69,7 @@ def layers_stay_whole(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Cho
             choice = choice.reject(f"dim {i} ({leaf.shape[i]}): a scan goes through it step by step")
         return choice
 
-    if mesh.tensor == mesh.fsdp == 1:
+    if mesh.tensor == mesh.fsdp == mesh.expert == 1:
         return choices
     return tuple(
         note(leaf, choice) if leaf.role != "batch" else choice
@@ -84,18 +89,24 @@ def columns_then_rows(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Cho
         return choices
     made = list(choices)
     for pair in pairs_of(graph, mesh.tensor):
-        places = _places(graph, pair.factors)
-        taken = [i for i, dims in places.items() if len(dims) > 1 or made[i].uses("tensor")]
-        for i, dims in places.items():
-            dim = dims[0]
-            what = f"dim {dim} ({_pieces(graph, graph.leaves[i].dims[dim])})"
+        splits = splits_of(graph, mesh, [choice.spec for choice in made])
+        if any(axis_of(axis) == "tensor" for axis in splits.get(pair.factors[0], ())):
+            continue
+        places = _places(graph, pair, made)
+        trial = _placed(graph, mesh, pair, places, made)
+        taken = [i for i, found in places.items() if _is_taken(found, made[i])]
+        fits = factors_of(mesh, [choice.spec for choice in trial]) is not None
+        for i, found in places.items():
+            what = _what(graph.leaves[i], found[0].dim, graph)
             if pair.illegal is not None:
                 made[i] = made[i].reject(f"{what} over tensor={mesh.tensor}: {pair.illegal}")
             elif taken:
-                made[i] = made[i].reject(f"{what} over tensor: {_conflict(graph, taken, places, made)}")
-            else:
-                made[i] = made[i].place(dim, ("tensor",), "columns then rows", _pair_reason(graph, pair, i, dim))
-    return tuple(made)
+                made[i] = made[i].reject(f"{what} over tensor: {_conflict(graph, taken, places)}")
+            elif not fits:
+                made[i] = made[i].reject(f"{what} over tensor: the axis is taken in parts that this one does not fit")
+        if pair.illegal is None and not taken and fits:
+            made = trial
+    return tuple(_say_shared_heads(graph, mesh, made))
 
 
 def vocabulary(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> Choices:
@@ -106,8 +117,10 @@ def vocabulary(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -
     if mesh.tensor == 1:
         return choices
 
+    rows = graph.looked_up - expert_factors(graph)
+
     def split(leaf: Leaf, choice: Choice) -> Choice:
-        found = [i for i, dim in enumerate(leaf.dims) if dim and dim[0] in graph.looked_up]
+        found = [i for i, dim in enumerate(leaf.dims) if dim and dim[0] in rows and i not in choice.fixed]
         if not found or choice.uses("tensor") or leaf.num_bytes < limits.small_leaf_bytes:
             return choice
         dim, size = found[0], leaf.shape[found[0]]
@@ -140,7 +153,7 @@ def follow_the_parameter(graph: Graph, mesh: MeshSpec, limits: Limits, choices: 
     """Optimizer state made from one parameter's gradient is split as that parameter is, dim by dim."""
 
     def follow(leaf: Leaf, choice: Choice) -> Choice:
-        if leaf.role != "optimizer" or leaf.follows is None:
+        if leaf.role != "optimizer" or leaf.follows is None or choice.fixed:
             return choice
         parameter, theirs = graph.leaves[leaf.follows], choices[leaf.follows]
         return dataclasses.replace(
@@ -155,35 +168,92 @@ def follow_the_parameter(graph: Graph, mesh: MeshSpec, limits: Limits, choices: 
 
 
 def split_the_batch(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> Choices:
-    """The examples of a batch, its leaves' leading dim, are split over every axis but `tensor` and `stage`."""
+    """The examples of a batch, its leaves' leading dim, are split over every axis but `sequence`, `tensor`, `stage`."""
     axes = tuple(axis for axis in BATCH_AXES if mesh.sizes[axis] > 1)
 
     def split(leaf: Leaf, choice: Choice) -> Choice:
-        if leaf.role != "batch" or not leaf.shape or not axes:
+        if leaf.role != "batch" or not leaf.shape or not axes or 0 in choice.fixed:
             return choice
         return choice.place(0, axes, "batch", "dim 0 holds the examples")
 
     return tuple(split(leaf, choice) for leaf, choice in zip(graph.leaves, choices, strict=True))
 
 
+def split_the_sequence(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> Choices:
+    """The positions of an example are split over `sequence`: a dim of the batch that matmuls with parameters keep.
+
+    Where positions meet each other, in attention, the keys and values of all of them are gathered.
+
+    Reference: Korthikanti et al. 2022, section 4.2.2, https://arxiv.org/abs/2205.05198
+    """
+    if mesh.sequence == 1:
+        return choices
+    examples = {f for leaf in graph.leaves if leaf.role == "batch" and leaf.shape for f in leaf.dims[0]}
+    sides = [side for c in graph.contractions if c.is_of_parameters for side in (c.left, c.right) if side.is_data]
+    positions = {f for side in sides for f in side.free} - examples
+
+    def split(leaf: Leaf, choice: Choice) -> Choice:
+        found = [
+            i for i, dim in enumerate(leaf.dims) if i > 0 and dim and dim[0] in positions and i not in choice.fixed
+        ]
+        if leaf.role != "batch" or not found or choice.uses("sequence"):
+            return choice
+        dim, size = found[0], leaf.shape[found[0]]
+        if size % mesh.sequence:
+            why = _not_divisible(size, mesh.sequence)
+            return choice.reject(f"dim {dim} ({size}) over sequence={mesh.sequence}: {why}")
+        return choice.place(dim, ("sequence",), "sequence", f"dim {dim} ({size}) holds the positions")
+
+    return tuple(split(leaf, choice) for leaf, choice in zip(graph.leaves, choices, strict=True))
+
+
+def experts(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> Choices:
+    """Parameters that the batch is routed to, each part of it to a few of them, are split over `expert`.
+
+    Reference: Lepikhin et al. 2020 (GShard), section 2.2, https://arxiv.org/abs/2006.16668
+    """
+    if mesh.expert == 1:
+        return choices
+    found = expert_factors(graph)
+    elsewhere = leaves_with_free(graph, found)
+
+    def split(i: int, leaf: Leaf, choice: Choice) -> Choice:
+        dims = [j for j, dim in enumerate(leaf.dims) if dim and dim[0] in found and j not in choice.fixed]
+        if leaf.role != "parameter" or not dims or choice.uses("expert"):
+            return choice
+        dim, size = dims[0], graph.sizes[leaf.dims[dims[0]][0]]
+        if i in elsewhere or len([d for d in leaf.dims if d]) == 1:
+            return choice.reject(f"{_what(leaf, dim, graph)} over expert: what routes is computed with the examples")
+        if size % mesh.expert:
+            why = _not_divisible(size, mesh.expert)
+            return choice.reject(f"{_what(leaf, dim, graph)} over expert={mesh.expert}: {why}")
+        return choice.place(dim, ("expert",), "experts", f"{_what(leaf, dim, graph)} is what the batch is routed to")
+
+    return tuple(split(i, leaf, choice) for i, (leaf, choice) in enumerate(zip(graph.leaves, choices, strict=True)))
+
+
 RULES: tuple[Rule, ...] = (
     layers_stay_whole,
+    experts,
     columns_then_rows,
     vocabulary,
     fully_shard,
     follow_the_parameter,
     split_the_batch,
+    split_the_sequence,
 )
 
 
 def _fully_sharded(graph: Graph, mesh: MeshSpec, limits: Limits, leaf: Leaf, choice: Choice) -> Choice:
+    if choice.uses("fsdp"):
+        return choice
     if leaf.num_bytes < limits.small_leaf_bytes:
         return choice.leave("small", f"{leaf.num_bytes} bytes are below small_leaf_bytes={limits.small_leaf_bytes}")
     scanned = _scanned_dims(graph, leaf)
     rejected: list[str] = []
     legal: list[tuple[bool, int, int]] = []
     for i, size in enumerate(leaf.shape):
-        if i in scanned:
+        if i in scanned or i in choice.fixed:
             continue
         axes = (*choice.spec[i], "fsdp")
         parts = num_parts(mesh, axes)
@@ -196,7 +266,8 @@ def _fully_sharded(graph: Graph, mesh: MeshSpec, limits: Limits, leaf: Leaf, cho
     if not legal:
         return choice.leave(_NOTHING_PLACED, f"no dim can be split over fsdp={mesh.fsdp}")
     shared, _, dim = min(legal)
-    which = "shares the dim with tensor, as no other divides" if shared else "is the largest dim left that divides"
+    also = "*".join(choice.spec[dim])
+    which = f"shares the dim with {also}, as no other divides" if shared else "is the largest dim left that divides"
     return choice.place(dim, ("fsdp",), "fully shard", f"dim {dim} ({leaf.shape[dim]}) {which}")
 
 
@@ -204,32 +275,93 @@ def _scanned_dims(graph: Graph, leaf: Leaf) -> set[int]:
     return {i for i, dim in enumerate(leaf.dims) if any(factor in graph.scanned for factor in dim)}
 
 
-def _places(graph: Graph, factors: Dim) -> dict[int, list[int]]:
-    """The dims, by parameter, that begin with `factors`."""
-    places: dict[int, list[int]] = {}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A dim of a leaf that begins with the factors `start` to `end` of a pair."""
+
+    dim: int
+    start: int
+    end: int
+
+
+def _places(graph: Graph, pair: Pair, choices: Sequence[Choice]) -> dict[int, list[_Found]]:
+    """The dims, by parameter, that begin with factors of the pair."""
+    places: dict[int, list[_Found]] = {}
     for i, leaf in enumerate(graph.leaves):
-        dims = [j for j, dim in enumerate(leaf.dims) if dim[: len(factors)] == factors]
-        if leaf.role == "parameter" and dims:
-            places[i] = dims
+        found = [
+            _Found(dim=j, start=start, end=start + num_alike)
+            for j, dim in enumerate(leaf.dims)
+            for start in range(len(pair.factors))
+            if (num_alike := _num_alike(dim, pair.factors[start:])) and j not in choices[i].fixed
+        ]
+        if leaf.role == "parameter" and found:
+            places[i] = found
     return places
 
 
-def _conflict(graph: Graph, taken: Iterable[int], places: dict[int, list[int]], choices: list[Choice]) -> str:
-    first = next(iter(taken))
-    path = graph.leaves[first].path
-    if len(places[first]) > 1:
+def _num_alike(dim: Dim, factors: Dim) -> int:
+    pairs = enumerate(zip(dim, factors, strict=False))
+    return next((i for i, (mine, theirs) in pairs if mine != theirs), min(len(dim), len(factors)))
+
+
+def _is_taken(found: list[_Found], choice: Choice) -> bool:
+    """Whether the leaf has the same factor twice, or `tensor` elsewhere."""
+    covered = [i for one in found for i in range(one.start, one.end)]
+    return len(set(covered)) < len(covered) or choice.uses("tensor")
+
+
+def _placed(
+    graph: Graph, mesh: MeshSpec, pair: Pair, places: dict[int, list[_Found]], choices: Sequence[Choice]
+) -> list[Choice]:
+    made = list(choices)
+    for i, found in places.items() if pair.ways else ():
+        for one in found:
+            start, end = math.prod(pair.ways[: one.start]), math.prod(pair.ways[: one.end])
+            axes = part(mesh, "tensor", start, end)
+            if start == end:
+                continue
+            made[i] = made[i].place(one.dim, (axes,), "columns then rows", _pair_reason(graph, pair, i, one))
+        ways = math.prod(pair.ways[k] for one in found for k in range(one.start, one.end))
+        if ways < mesh.tensor:
+            dim = found[0].dim
+            what = (
+                f"{_what(graph.leaves[i], dim, graph)} over tensor={mesh.tensor}: it has {ways} of the pieces that the"
+            )
+            made[i] = made[i].reject(f"{what} axis shares out; each is copied to {mesh.tensor // ways} devices")
+    return made
+
+
+def _conflict(graph: Graph, taken: Sequence[int], places: dict[int, list[_Found]]) -> str:
+    path = graph.leaves[taken[0]].path
+    if len(places[taken[0]]) > 1:
         return f"it is two dims of {path} at once"
     return f"another dim of {path} is split over tensor"
 
 
-def _pair_reason(graph: Graph, pair: Pair, leaf: int, dim: int) -> str:
-    what = f"dim {dim} ({_pieces(graph, graph.leaves[leaf].dims[dim])})"
+def _pair_reason(graph: Graph, pair: Pair, leaf: int, found: _Found) -> str:
+    what = _what(graph.leaves[leaf], found.dim, graph)
+    factor = pair.factors[found.start]
     uses = [c for c in graph.contractions if leaf in c.left.parameters or leaf in c.right.parameters]
-    if any(pair.factors[0] in c.contracted for c in uses):
+    if any(factor in c.contracted for c in uses):
         return f"{what} is contracted here, after the matmul that makes it (rows)"
-    if any(pair.factors[0] in c.factors for c in uses):
+    if any(factor in c.factors for c in uses):
         return f"{what} is made here and contracted by a later matmul (columns)"
     return f"{what} goes along with columns that are split"
+
+
+def _say_shared_heads(graph: Graph, mesh: MeshSpec, choices: Sequence[Choice]) -> list[Choice]:
+    """Says of one key-value head that all query heads share that every device keeps and computes it."""
+    splits = splits_of(graph, mesh, [choice.spec for choice in choices])
+    return [
+        choice.leave("shared head", f"every device of tensor={mesh.tensor} computes the one head that all others read")
+        if i in shared_heads(graph, splits) and not choice.uses("tensor")
+        else choice
+        for i, choice in enumerate(choices)
+    ]
+
+
+def _what(leaf: Leaf, dim: int, graph: Graph) -> str:
+    return f"dim {dim} ({_pieces(graph, leaf.dims[dim])})"
 
 
 def _spec_like(leaf: Leaf, parameter: Leaf, spec: Spec) -> Spec:

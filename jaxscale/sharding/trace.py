@@ -7,6 +7,7 @@ computed, and neither by names nor by shapes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ import optax
 
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.factors import Dims
-from jaxscale.sharding.graph import Graph, Leaf, Role, path_of
-from jaxscale.sharding.jaxprs import Branches, Call, Equation, Program, Scan, While
+from jaxscale.sharding.graph import Constant, Graph, Kind, Leaf, Role, path_of
+from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
 from jaxscale.sharding.notes import Notes
-from jaxscale.sharding.primitives import RULES, Value, links_nothing, num_elements
+from jaxscale.sharding.primitives import MOVES, RULES, Value, links_nothing, num_elements
 
 # A loss and whatever else; only what it computes matters, not what it returns.
 LossFunction = Callable[[Any, Any], Any]
@@ -75,12 +76,14 @@ class _Walk:
         self.planned: list[Leaf] = []
         self._notes = Notes()
         self._num_values = 0
+        # By the identity of the variable, which is kept with it so that no other can take its place.
+        self._constants: dict[int, tuple[Any, Constant]] = {}
         # The calls that the walk is inside of, outermost first.
         self._calls: list[Equation] = []
 
     def graph(self) -> Graph:
         """All that was found."""
-        return self._notes.graph(self.planned)
+        return self._notes.graph(self.planned, tuple(constant for _, constant in self._constants.values()))
 
     def leaves(self, role: Role, tree: Any) -> list[Value]:
         """Adds the leaves of a tree to the graph and returns their values."""
@@ -113,9 +116,13 @@ class _Walk:
         def read(variable: Any) -> Value:
             return self._value(jaxprs.shape_of(variable)) if jaxprs.is_literal(variable) else known[variable]
 
-        for equation in program.equations:
+        outer = self._notes.address
+        for position, equation in enumerate(program.equations):
+            self._notes.address = (*outer, position)
+            self._note_constants(equation, program.constants)
             made = self._apply(equation, [read(variable) for variable in equation.inputs])
             known.update(zip(equation.outputs, made, strict=True))
+        self._notes.address = outer
         return [read(variable) for variable in program.outputs]
 
     def _value(
@@ -125,6 +132,7 @@ class _Walk:
         *,
         is_data: bool = False,
         origins: frozenset[int] = frozenset(),
+        made_by: tuple[Address, int] | None = None,
     ) -> Value:
         self._num_values += 1
         return Value(
@@ -133,6 +141,7 @@ class _Walk:
             dims=self._notes.factors.new_dims(shape) if dims is None else dims,
             is_data=is_data,
             origins=origins,
+            made_by=made_by,
         )
 
     def _apply(self, equation: Equation, inputs: list[Value]) -> list[Value]:
@@ -145,20 +154,55 @@ class _Walk:
             case Branches(branches):
                 return self._branches(branches, inputs[1:])
             case Call(program):
-                self._calls.append(equation)
-                results = self.run(program, inputs)
-                self._calls.pop()
-                return results
+                return self._call(equation, program, inputs)
         if equation.name not in RULES:
             self._notes.unknown(equation.name, self._source(equation))
+        self._notes.source = functools.partial(self._source, equation)
+        since = len(self._notes)
         made = RULES.get(equation.name, links_nothing)(self._notes, equation, inputs)
         is_data = any(value.is_data for value in inputs)
         known = [] if is_data else [value.origins for value in inputs if value.shape]
         origins = frozenset[int]().union(*known)
-        return [
-            self._value(shape, dims, is_data=is_data, origins=origins)
-            for shape, dims in zip(equation.output_shapes, made, strict=True)
+        outputs = zip(equation.output_shapes, made, strict=True)
+        values = [
+            self._value(shape, dims, is_data=is_data, origins=origins, made_by=self._place(i))
+            for i, (shape, dims) in enumerate(outputs)
         ]
+        kind: Kind = "contraction" if equation.name not in MOVES else "lookup"
+        if kind == "lookup" and (inputs[0].is_data or equation.name != "gather"):
+            kind = "routing"
+        self._notes.made(kind, values, since)
+        return values
+
+    def _call(self, equation: Equation, program: Program, inputs: list[Value]) -> list[Value]:
+        """The outputs of a called program; those of a custom derivative's are only pinned at its boundary."""
+        address, is_custom = self._notes.address, equation.name.startswith("custom_")
+        since, was_inside = len(self._notes), self._notes.is_inside_custom
+        self._notes.is_inside_custom = was_inside or is_custom
+        self._calls.append(equation)
+        results = self.run(program, inputs)
+        self._calls.pop()
+        self._notes.is_inside_custom = was_inside
+        if is_custom:
+            results = [dataclasses.replace(value, made_by=self._place(i)) for i, value in enumerate(results)]
+            self._notes.address = address
+            self._notes.made("boundary", results, since)
+        return results
+
+    def _place(self, output: int) -> tuple[Address, int] | None:
+        return None if self._notes.is_inside_custom else (self._notes.address, output)
+
+    def _note_constants(self, equation: Equation, constants: Sequence[Any]) -> None:
+        for variable in equation.inputs:
+            shape, dtype = jaxprs.shape_of(variable), getattr(variable.aval, "dtype", None)
+            if shape and dtype is not None and (jaxprs.is_literal(variable) or variable in constants):
+                found = Constant(
+                    shape=shape,
+                    dtype=str(dtype),
+                    num_bytes=num_elements(shape) * dtype.itemsize,
+                    source=self._source(equation),
+                )
+                self._constants.setdefault(id(variable), (variable, found))
 
     def _source(self, equation: Equation) -> str:
         """The user's line that made an equation; inside jax's own functions, the line that called them."""
@@ -202,7 +246,12 @@ class _Walk:
             carry = carried
 
     def _branches(self, branches: Sequence[Program], inputs: list[Value]) -> list[Value]:
-        results, *others = [self.run(branch, inputs) for branch in branches]
+        outer, made = self._notes.address, []
+        for number, branch in enumerate(branches):
+            self._notes.address = (*outer, number)
+            made.append(self.run(branch, inputs))
+        self._notes.address = outer
+        results, *others = made
         for other in others:
             results = [self._either(mine, theirs) for mine, theirs in zip(results, other, strict=True)]
         return results

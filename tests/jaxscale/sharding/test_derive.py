@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
+from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
@@ -70,14 +71,17 @@ def test_the_encoder(mesh, expected):
     assert all(leaf.reasons for leaf in plan.leaves)
 
 
-def test_grouped_heads_that_do_not_divide_leave_keys_and_values_whole_and_say_so():
-    """8 query heads over tensor=8, 2 key-value heads."""
+def test_grouped_heads_that_do_not_divide_take_a_part_of_the_axis_and_say_so():
+    """8 query heads over tensor=8, 2 key-value heads over the 2 of 2 x 4."""
     got, plan = specs(t.next_token_loss(t.DECODER), t.init(t.DECODER), t.random_batch(), "tensor=8")
     assert got["layers/attention/query/kernel"] == "-, -, tensor, -"
     assert got["layers/attention/out/kernel"] == "-, tensor, -, -"
-    assert got["layers/attention/key/kernel"] == got["layers/attention/value/kernel"] == "-, -, -, -"
+    assert got["layers/attention/key/kernel"] == got["layers/attention/value/kernel"] == "-, -, tensor[1:2], -"
+    assert plan.factors == {"tensor": (2, 4)}
     key = next(leaf for leaf in plan.leaves if leaf.path == "layers/attention/key/kernel")
-    assert "dim 2 (2) over tensor=8: 2 pieces can't be shared by 8; sizes that can: 1, 2" in key.rejected
+    why = "dim 2 (2) over tensor=8: it has 2 of the pieces that the axis shares out; each is copied to 4 devices"
+    assert why in key.rejected
+    assert key.bytes_per_device == 2 * 64 * 2 * 8 * 4 // 2
     assert got["layers/mlp/gate/kernel"] == got["layers/mlp/up/kernel"] == "-, -, tensor"
     assert got["embeddings/token/table"] == "tensor, -"
 
@@ -272,12 +276,16 @@ def test_small_leaves_stay_whole_over_fsdp():
     assert position.reasons == ("4096 bytes are below small_leaf_bytes=20000",)
 
 
-def test_the_batch_is_split_over_every_axis_but_tensor_and_stage():
+def test_the_batch_is_split_over_every_axis_but_tensor_and_stage_and_sequence_splits_its_positions():
     _, plan = specs(
         t.contrastive_loss(t.ENCODER), ENCODER, t.random_batch(), "slice=2,data=2,expert=2,sequence=2,tensor=2"
     )
     batch = {leaf.path: spec_text(leaf.spec) for leaf in plan.leaves if leaf.role == "batch"}
-    assert batch == dict.fromkeys(("tokens", "mask"), "slice*data*expert*sequence, -")
+    assert batch == dict.fromkeys(("tokens", "mask"), "slice*data*expert, sequence")
+    hidden = [made for made in plan.activations if made.shape == (16, 12, 64)]
+    assert {spec_text(made.spec) for made in hidden} == {"slice*data*expert, sequence, -"}
+    with pytest.raises(UsageError, match=r"use plan.shardings\(mesh, batch\), which is per leaf"):
+        plan.batch_sharding(None)
 
 
 def test_the_table_says_where_and_why():

@@ -77,10 +77,11 @@ def test_a_step_under_the_plan_equals_one_device(kind, text):
     plan = derive(loss, t.abstract(params), t.abstract(batch), spec, optimizer=optimizer, limits=SPLIT_ALL)
     mesh = make_mesh(spec)
     shardings = plan.shardings(mesh, t.abstract(state))
-    placed, split_batch = jax.device_put(state, shardings), jax.device_put(batch, plan.batch_sharding(mesh))
+    batch_shardings = plan.shardings(mesh, batch)
+    placed, split_batch = jax.device_put(state, shardings), jax.device_put(batch, batch_shardings)
     step = jax.jit(
         gradient_step(loss, optimizer),
-        in_shardings=(shardings, plan.batch_sharding(mesh)),
+        in_shardings=(shardings, batch_shardings),
         out_shardings=(shardings, None, shardings["params"]),
         compiler_options=QUICK,
     )

@@ -1,0 +1,118 @@
+"""Which activations to pin, and where: what matmuls with parameters make, what is looked up, what is routed.
+
+The compiler's propagation decides for all others. A result is pinned only if the plan knows how it is split over every
+axis of the batch: a wrong pin would gather what is better left alone.
+"""
+
+import dataclasses
+
+from jaxscale.mesh import MeshSpec, axis_of
+from jaxscale.sharding.experts import expert_factors
+from jaxscale.sharding.factors import Dims
+from jaxscale.sharding.graph import Activation, Contraction, Graph
+from jaxscale.sharding.jaxprs import Address
+from jaxscale.sharding.specs import BATCH_AXES, Spec
+from jaxscale.sharding.splits import Splits, spec_of_value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedActivation:
+    """Where one intermediate result lives, and why.
+
+    Attributes:
+      address: the equation that makes it, in the program of the loss.
+      output: which of the equation's outputs.
+      shape: of the whole array.
+      spec: for every dim the axes it is split over.
+      rule: what decided.
+      reason: why, in words.
+    """
+
+    address: Address
+    output: int
+    shape: tuple[int, ...]
+    spec: Spec
+    rule: str
+    reason: str
+
+
+def activations_of(graph: Graph, mesh: MeshSpec, splits: Splits) -> tuple[PlannedActivation, ...]:
+    """The pins, in the order of the program.
+
+    Args:
+      graph: the computation.
+      mesh: with every size resolved.
+      splits: what its factors are computed over.
+    """
+    found: dict[tuple[Address, int], PlannedActivation] = {}
+    for made in graph.activations:
+        for pin in _pins(graph, mesh, splits, made):
+            found.setdefault((pin.address, pin.output), pin)
+    return tuple(found[place] for place in sorted(found))
+
+
+def _pins(graph: Graph, mesh: MeshSpec, splits: Splits, made: Activation) -> list[PlannedActivation]:
+    contraction = None if made.contraction is None else graph.contractions[made.contraction]
+    routed = expert_factors(graph)
+    experts = routed.intersection(contraction.batch) if contraction and contraction.is_of_parameters else frozenset()
+    why = _why(graph, contraction, made, splits, experts)
+    spec = spec_of_value(graph, mesh, made.dims, splits, first=experts)
+    if why is None or not _knows_the_batch(graph, mesh, made.dims, spec):
+        return []
+    pins = [_pin(made.address, made.output, made.shape, spec, *why)]
+    if contraction is not None and experts:
+        data = contraction.left if contraction.left.is_data else contraction.right
+        if data.made_by is not None:
+            spec = spec_of_value(graph, mesh, data.dims, splits, first=experts)
+            pins.append(_pin(*data.made_by, data.shape, spec, "experts", "what each device's experts read"))
+    return pins
+
+
+def _pin(
+    address: Address, output: int, shape: tuple[int, ...], spec: Spec, rule: str, reason: str
+) -> PlannedActivation:
+    return PlannedActivation(address=address, output=output, shape=shape, spec=spec, rule=rule, reason=reason)
+
+
+def _why(
+    graph: Graph, contraction: Contraction | None, made: Activation, splits: Splits, experts: frozenset[int]
+) -> tuple[str, str] | None:
+    """The rule and the reason of a pin; None for what needs none."""
+    if contraction is not None:
+        return _why_contraction(contraction, splits, experts) if contraction.is_of_parameters else None
+    if made.kind == "boundary":
+        return ("boundary", "equations inside a custom derivative can't be pinned")
+    if all(_is_split_by_batch(factor, splits) for dim in made.dims for factor in dim):
+        # One number per position, as of the targets' scores.
+        return None
+    if made.kind == "lookup":
+        return ("vocabulary", "rows that the batch looks up")
+    routed = expert_factors(graph)
+    if made.indexed & routed or (routed and any(_is_example(graph, factor) for factor in made.indexed)):
+        return ("experts", "what is sent to the experts and back")
+    return None
+
+
+def _why_contraction(c: Contraction, splits: Splits, experts: frozenset[int]) -> tuple[str, str]:
+    if experts:
+        return ("experts", "each device computes its own experts")
+    if any(axis_of(a) == "tensor" for factor in c.contracted for a in splits.get(factor, ())):
+        return ("columns then rows", "the sum of what the rows make, whole again")
+    if any(axis_of(a) == "tensor" for factor in c.outputs for a in splits.get(factor, ())):
+        return ("columns then rows", "split columns make split results")
+    return ("batch", "each device computes its own examples")
+
+
+def _knows_the_batch(graph: Graph, mesh: MeshSpec, dims: Dims, spec: Spec) -> bool:
+    needed = {axis for axis in BATCH_AXES if mesh.sizes[axis] > 1}
+    if not needed:
+        return any(spec) or any(_is_example(graph, factor) for dim in dims for factor in dim)
+    return needed <= {axis_of(a) for axes in spec for a in axes}
+
+
+def _is_split_by_batch(factor: int, splits: Splits) -> bool:
+    return any(axis_of(a) in (*BATCH_AXES, "sequence") for a in splits.get(factor, ()))
+
+
+def _is_example(graph: Graph, factor: int) -> bool:
+    return any(leaf.role == "batch" and leaf.shape and factor in leaf.dims[0] for leaf in graph.leaves)
