@@ -1,0 +1,246 @@
+"""Which values of a gradient's program a device holds at the worst moment.
+
+What lives when is read off the program in its order, every value divided as the plan splits it. Assumed of a compiler:
+
+* an operation on elements is fused with what reads it: its result is held only where two others read it, a loop reads
+  it, or the program returns it; cheap ones (a cast, a broadcast) are repeated in every reader and never held;
+* a result of such an operation takes the place of an operand that nothing needs any more;
+* a loop holds its inputs, its whole outputs, and the most that one pass through its body holds; what it carries is
+  changed in place;
+* weights that are stored over `fsdp` are whole while the operation that reads them runs, and so is a gradient until it
+  has been scattered.
+
+Padding to a device's tiles, fragmentation and the code itself are not counted.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxscale.cost.placement import Key, Placement
+from jaxscale.sharding import jaxprs
+from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
+
+_CHEAP_NAMES = """bitcast_convert_type broadcast_in_dim convert_element_type copy expand_dims iota neg name
+optimization_barrier pvary reduce_precision reshape sharding_constraint slice squeeze stop_gradient transpose"""
+# Operations that are not fused with their readers; a result is held.
+_HELD_NAMES = """argmax argmin concatenate conv_general_dilated cumlogsumexp cummax cummin cumprod cumsum custom_call
+dot_general dynamic_update_slice gather pallas_call ragged_dot ragged_dot_general random_bits reduce_max reduce_min
+reduce_prod reduce_sum rng_bit_generator scatter scatter-add scatter_add shard_map sort threefry2x32 top_k"""
+_CHEAP, _HELD = frozenset(_CHEAP_NAMES.split()), frozenset(_HELD_NAMES.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """One value in memory.
+
+    Attributes:
+      what: the operation that made it.
+      source: the user's line that made it.
+      shape: of the whole array.
+      dtype: its name.
+      num_bytes: of one device's part.
+      is_gradient: whether it is a parameter's gradient.
+      is_kept: whether the forward pass made it and the backward pass still needs it.
+    """
+
+    what: str
+    source: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    is_gradient: bool = False
+    is_kept: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What is held at one moment, besides the program's inputs."""
+
+    values: tuple[Held, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is held."""
+        return sum(value.num_bytes for value in self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Liveness:
+    """The worst moment of a program, and the one between its forward and its backward pass."""
+
+    worst: Moment
+    between_passes: Moment
+
+
+def follow(program: Program, placement: Placement) -> Liveness:
+    """Follows a gradient's program through.
+
+    Args:
+      program: its first output is the loss: the forward pass ends where that is made.
+      placement: of the same program.
+    """
+    walk = _Schedule(program, (), placement)
+    between = tuple(held for node, held in walk.held_after(walk.end_of_forward) if not held.is_gradient)
+    return Liveness(walk.worst(), Moment(tuple(dataclasses.replace(held, is_kept=True) for held in between)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Op:
+    """An equation in a flat program: no calls, each loop one operation."""
+
+    equation: Equation
+    path: Address
+    reads: tuple[Key, ...]
+    writes: tuple[Key, ...]
+    # What it holds while it runs, besides what it reads and writes.
+    inside: tuple[Held, ...]
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether it holds programs."""
+        return not isinstance(jaxprs.inner(self.equation), Call | None)
+
+
+class _Schedule:
+    """A program's operations in their order, with the lifetimes of what they make."""
+
+    def __init__(self, program: Program, path: Address, placement: Placement):
+        self._placement = placement
+        self._names: dict[Key, Key] = {}
+        self._ops = tuple(self._flat(program, path))
+        self._outputs = [self._name(path, variable) for variable in program.outputs if not jaxprs.is_literal(variable)]
+        self._is_outermost = path == ()
+        self._last: dict[Key, int] = {}
+        self._is_held: dict[Key, bool] = {}
+        self._find_lifetimes()
+        self._made_at = {node: i for i, op in enumerate(self._ops) for node in op.writes}
+        loss = self._outputs[0] if self._outputs else None
+        self.end_of_forward = self._made_at.get(loss, -1) if loss is not None else -1
+
+    def worst(self) -> Moment:
+        """The moment when most is held."""
+        worst, most = Moment(), 0
+        live: dict[Key, Held] = {}
+        for i, op in enumerate(self._ops):
+            dying = [node for node in op.reads if self._last.get(node) == i]
+            made = {node: self._describe(op, node, i) for node in op.writes if self._is_held.get(node)}
+            before = {k: v for k, v in live.items() if k not in self._given_up(op, dying)}
+            values = (*before.values(), *made.values(), *op.inside)
+            total = sum(value.num_bytes for value in values)
+            if total > most:
+                worst, most = Moment(self._marked({**before, **made}, i) + op.inside), total
+            live.update(made)
+            live = {node: held for node, held in live.items() if self._last.get(node, -1) > i}
+        return worst
+
+    def held_after(self, position: int) -> Iterator[tuple[Key, Held]]:
+        """What is held when the operation at `position` has run, and made by then."""
+        for i, op in enumerate(self._ops[: position + 1]):
+            for node in op.writes:
+                if self._is_held.get(node) and self._last.get(node, -1) > position:
+                    yield node, self._describe(op, node, i)
+
+    def _marked(self, live: dict[Key, Held], now: int) -> tuple[Held, ...]:
+        """Those made in the forward pass and held in the backward pass are kept; a loop's body has no such passes."""
+        end = self.end_of_forward if self._is_outermost else now
+        return tuple(
+            dataclasses.replace(held, is_kept=not held.is_gradient and self._made_at[node] <= end < now)
+            for node, held in live.items()
+        )
+
+    def _given_up(self, op: _Op, dying: Sequence[Key]) -> set[Key]:
+        """Operands whose place the results may take."""
+        name = op.equation.name
+        if isinstance(scan := jaxprs.inner(op.equation), Scan):
+            carried = op.equation.inputs[scan.num_consts : scan.num_consts + scan.num_carry]
+            nodes = {self._name(op.path, variable) for variable in carried if not jaxprs.is_literal(variable)}
+            return nodes.intersection(dying)
+        return set(dying) if name not in _HELD and not op.is_loop else set()
+
+    def _describe(self, op: _Op, node: Key, position: int) -> Held:
+        path, variable = node
+        dtype = getattr(variable.aval, "dtype", None)
+        is_gradient = self._placement.gradient_of(path, variable) is not None
+        return Held(
+            what=op.equation.name,
+            source=op.equation.source,
+            shape=jaxprs.shape_of(variable),
+            dtype=str(dtype),
+            num_bytes=self._placement.bytes_of(path, variable, kept=True),
+            is_gradient=is_gradient and self._is_outermost,
+        )
+
+    def _find_lifetimes(self) -> None:
+        """From the end to the beginning: how long each value is needed, and whether it is held at all."""
+        readers: dict[Key, set[int]] = {}
+        end = len(self._ops)
+        for node in self._outputs if self._is_outermost else ():
+            self._last[node], self._is_held[node] = end, True
+        for i in reversed(range(end)):
+            op = self._ops[i]
+            until, anchors = i, {i}
+            if not (op.is_loop or op.equation.name in _HELD):
+                found = set().union(*(readers.get(node, set()) for node in op.writes))
+                is_held = any(self._is_held.get(node) for node in op.writes)
+                if len(found) > 1 and op.equation.name not in _CHEAP:
+                    is_held = True
+                if not is_held:
+                    until = max((self._last.get(node, i) for node in op.writes), default=i)
+                    anchors = found
+            else:
+                is_held = True
+            for node in op.writes:
+                self._is_held[node] = self._is_held.get(node, False) or is_held
+            for node in op.reads:
+                self._last[node] = max(self._last.get(node, -1), until)
+                # Two are as good as many.
+                readers[node] = set(sorted(readers.get(node, set()) | anchors)[:2])
+                if op.is_loop:
+                    self._is_held[node] = True
+
+    def _flat(self, program: Program, path: Address) -> Iterator[_Op]:
+        for position, equation in enumerate(program.equations):
+            inner_path = (*path, position)
+            inner = jaxprs.inner(equation)
+            if isinstance(inner, Call):
+                for variable, argument in zip(inner.program.inputs, equation.inputs, strict=True):
+                    if not jaxprs.is_literal(argument):
+                        self._names[(inner_path, variable)] = self._name(path, argument)
+                yield from self._flat(inner.program, inner_path)
+                for variable, result in zip(equation.outputs, inner.program.outputs, strict=True):
+                    if not jaxprs.is_literal(result):
+                        self._names[(path, variable)] = self._name(inner_path, result)
+                continue
+            reads = (self._name(path, v) for v in equation.inputs if not jaxprs.is_literal(v))
+            inside = self._inside(inner, inner_path) + self._whole_weights(equation, path)
+            yield _Op(equation, path, tuple(reads), tuple((path, v) for v in equation.outputs), inside)
+
+    def _name(self, path: Address, variable: Any) -> Key:
+        return self._names.get((path, variable), (path, variable))
+
+    def _inside(self, inner: Any, path: Address) -> tuple[Held, ...]:
+        match inner:
+            case Scan() | While():
+                return _Schedule(inner.body, path, self._placement).worst().values
+            case Branches(branches):
+                moments = [_Schedule(b, (*path, i), self._placement).worst() for i, b in enumerate(branches)]
+                return max(moments, key=lambda moment: moment.num_bytes).values
+        return ()
+
+    def _whole_weights(self, equation: Equation, path: Address) -> tuple[Held, ...]:
+        """What gathered operands, and gradients not scattered yet, take above their stored parts."""
+        if equation.name not in _HELD:
+            return ()
+        with_data = any(self._placement.is_data(path, variable) for variable in equation.inputs)
+        variables = [*(v for v in equation.inputs if with_data and not self._placement.is_data(path, v))]
+        variables += [v for v in equation.outputs if self._placement.gradient_of(path, v) is not None]
+        held = []
+        for variable in variables:
+            whole = self._placement.bytes_of(path, variable)
+            more = whole - self._placement.bytes_of(path, variable, kept=True)
+            if more:
+                shape, dtype = jaxprs.shape_of(variable), str(variable.aval.dtype)
+                what = "gathered weights" if variable in equation.inputs else "gradient before it is scattered"
+                held.append(Held(what=what, source=equation.source, shape=shape, dtype=dtype, num_bytes=more))
+        return tuple(held)
