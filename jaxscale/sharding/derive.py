@@ -1,6 +1,7 @@
 """From a loss, the shapes of its arguments and a mesh to a ShardingPlan: trace, choose, guard."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import optax
@@ -10,8 +11,9 @@ from jaxscale.sharding import guard
 from jaxscale.sharding.activations import activations_of
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
+from jaxscale.sharding.pins import AddedRule, Pin, in_order, pinned
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
-from jaxscale.sharding.rules import Choices, choose
+from jaxscale.sharding.rules import Choices, nothing_placed
 from jaxscale.sharding.specs import Spec, num_parts
 from jaxscale.sharding.splits import splits_of
 from jaxscale.sharding.trace import LossFunction, trace_step
@@ -25,6 +27,8 @@ def derive(
     *,
     optimizer: optax.GradientTransformation | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    pins: Sequence[Pin] = (),
+    rules: Sequence[AddedRule] = (),
 ) -> ShardingPlan:
     """Where every parameter, every leaf of the optimizer's state and the batch live on a mesh of the given spec.
 
@@ -38,19 +42,25 @@ def derive(
       mesh: with every size resolved.
       optimizer: what will update the parameters; None where nothing does.
       limits: what is small, and what is too much to copy.
+      pins: what the user decides; rules decide the rest.
+      rules: the user's own, each at its place among ours.
 
     Raises:
-      UsageError: the mesh can't be used for this: `guard.check` says how.
+      UsageError: the mesh can't be used for this, `guard.check` says how; or a pin or a rule can't be followed.
     """
     graph = trace_step(loss, params, batch, optimizer=optimizer)
-    plan = plan_of(graph, mesh, limits)
+    plan = plan_of(graph, mesh, limits, pins=pins, rules=rules)
     guard.check(graph, plan)
     return plan
 
 
-def plan_of(graph: Graph, mesh: MeshSpec, limits: Limits) -> ShardingPlan:
+def plan_of(
+    graph: Graph, mesh: MeshSpec, limits: Limits, *, pins: Sequence[Pin] = (), rules: Sequence[AddedRule] = ()
+) -> ShardingPlan:
     """The plan that the rules make of a graph, before any guard has seen it."""
-    choices: Choices = choose(graph, mesh, limits)
+    choices: Choices = pinned(graph, mesh, nothing_placed(graph), pins)
+    for rule in in_order(rules):
+        choices = rule(graph, mesh, limits, choices)
     splits = splits_of(graph, mesh, [choice.spec for choice in choices])
     leaves = tuple(
         PlannedLeaf(

@@ -64,6 +64,8 @@ class Contraction:
     # Where it stands, and the user's line that made it.
     address: Address = ()
     source: str = ""
+    # Whether it stands in a `shard_map`, where what each device computes is written by hand.
+    is_manual: bool = False
 
     @property
     def is_of_parameters(self) -> bool:
@@ -160,6 +162,8 @@ class Graph:
     # Pairs of a dim and a slice of it (or a padding): what splits the first can split the second where it divides.
     slices: tuple[tuple[Dim, Dim], ...] = ()
     constants: tuple[Constant, ...] = ()
+    # Factors that a primitive made which is not understood: what they are split over is not known.
+    unknown: frozenset[int] = frozenset()
 
     def dim_size(self, dim: Dim) -> int:
         """The size of a dim: the product of its factors."""

@@ -1,12 +1,17 @@
-"""Refusals, before anything compiles: examples that don't divide, an axis that nothing uses, a silent copy."""
+"""Refusals, before anything compiles: what does not divide, an idle axis, a silent copy, work done more than once."""
 
 import collections
+import dataclasses
+import itertools
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec, axis_of
 from jaxscale.sharding.graph import Graph
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
-from jaxscale.sharding.specs import legal_sizes, num_parts
+from jaxscale.sharding.rules import SHARED_HEADS
+from jaxscale.sharding.specs import legal_sizes, num_parts, overlap, spec_text
+from jaxscale.sharding.splits import splits_of
+from jaxscale.sharding.work import Work, flops_ratio, work_of
 
 _MAX_SHOWN = 5
 
@@ -21,11 +26,90 @@ def check(graph: Graph, plan: ShardingPlan) -> None:
     Raises:
       UsageError: every refusal, with the leaf, the bytes, the reason and what would do.
     """
-    refusals = [*_indivisible_batches(plan), *_unused_axes(plan), *_copies(graph, plan)]
+    refusals = [
+        *_indivisible_dims(plan),
+        *_axes_twice(plan),
+        *_unused_axes(plan),
+        *_copies(graph, plan),
+        *_constants(graph, plan),
+        *_repeated_work(graph, plan),
+    ]
     if refusals:
         shown = refusals[:_MAX_SHOWN]
         more = [f"and {len(refusals) - len(shown)} more"] if len(refusals) > len(shown) else []
         raise UsageError(f"mesh {plan.mesh} does not suit this computation:\n  " + "\n  ".join([*shown, *more]))
+
+
+def _indivisible_dims(plan: ShardingPlan) -> list[str]:
+    refusals = _indivisible_batches(plan)
+    arrays = [(f"{leaf.role} {leaf.path}", leaf.shape, leaf.spec) for leaf in plan.leaves if leaf.role != "batch"]
+    arrays += [(f"activation of equation {a.address}", a.shape, a.spec) for a in plan.activations]
+    for name, shape, spec in arrays:
+        for i, (size, axes) in enumerate(zip(shape, spec, strict=True)):
+            parts = num_parts(plan.mesh, axes)
+            if size % parts:
+                refusals.append(
+                    f"{name} {shape}: dim {i} ({size}) over {'*'.join(axes)}={parts} does not divide; "
+                    f"sizes that do: {legal_sizes(size)}"
+                )
+    return refusals
+
+
+def _axes_twice(plan: ShardingPlan) -> list[str]:
+    refusals = []
+    for leaf in plan.leaves:
+        entries = [entry for axes in leaf.spec for entry in axes]
+        for left, right in itertools.combinations(entries, 2):
+            if overlap(plan.mesh, left, right):
+                refusals.append(
+                    f"{leaf.role} {leaf.path} {leaf.shape} over {spec_text(leaf.spec)}: {left} and {right} have "
+                    "devices in common; an array can be split over each only once"
+                )
+    return refusals
+
+
+def _constants(graph: Graph, plan: ShardingPlan) -> list[str]:
+    budget = plan.limits.constant_bytes
+    return [
+        f"a closed-over constant {c.dtype} {c.shape}, read at {c.source or 'a line jax does not know'}: {c.num_bytes} "
+        f"bytes would be copied to every device, above constant_bytes={budget}; pass it as a parameter or in the batch"
+        for c in graph.constants
+        if c.num_bytes > budget and plan.mesh.num_devices > 1
+    ]
+
+
+def _repeated_work(graph: Graph, plan: ShardingPlan) -> list[str]:
+    """Matmuls computed by more than one device each, those aside whose leaves say so: heads that others share."""
+    splits = splits_of(graph, plan.mesh, [leaf.spec for leaf in plan.leaves])
+    work = work_of(graph, plan.mesh, splits)
+    said = {i for i, leaf in enumerate(plan.leaves) if SHARED_HEADS.intersection(leaf.rules)}
+    silent = tuple(dataclasses.replace(one, num_copies=1) if said & _parameters(graph, one) else one for one in work)
+    ratio = flops_ratio(silent)
+    if ratio <= plan.limits.max_flops_ratio:
+        return []
+    worst = sorted(silent, key=lambda one: -one.num_flops * (one.num_copies - 1))[:_MAX_SHOWN]
+    causes = [_cause(graph, plan, one) for one in worst if one.num_copies > 1]
+    return [
+        f"the devices compute {ratio:.2f} times what is to be computed, above "
+        f"max_flops_ratio={plan.limits.max_flops_ratio}: {'; '.join(causes)}"
+    ]
+
+
+def _cause(graph: Graph, plan: ShardingPlan, work: Work) -> str:
+    c = graph.contractions[work.contraction]
+    what = f"a matmul {c.left.shape} x {c.right.shape} at {c.source or c.address} is computed {work.num_copies} times"
+    whys = {
+        f"{plan.leaves[i].path}: {reason}"
+        for i in sorted(_parameters(graph, work))
+        for reason in plan.leaves[i].rejected
+        if " over " in reason and "=" in reason
+    }
+    return f"{what} ({'; '.join(sorted(whys)[:_MAX_SHOWN])})" if whys else what
+
+
+def _parameters(graph: Graph, work: Work) -> frozenset[int]:
+    c = graph.contractions[work.contraction]
+    return c.left.parameters | c.right.parameters
 
 
 def _indivisible_batches(plan: ShardingPlan) -> list[str]:

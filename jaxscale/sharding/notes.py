@@ -36,6 +36,7 @@ class _Contracted:
     num_runs: int
     address: Address
     source: str
+    is_manual: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,7 @@ class _Cut:
 class _Unknown:
     primitive: str
     source: str
+    dims: Dims
 
 
 _Note = _Contracted | _Reduced | _LookedUp | _Scanned | _Routed | _Made | _Joined | _Cut | _Unknown
@@ -111,6 +113,7 @@ class Notes:
         self.address: Address = ()
         self.source: Callable[[], str] = str
         self.is_inside_custom = False
+        self.is_inside_manual = False
         self._notes: list[_Note] = []
 
     def __len__(self) -> int:
@@ -135,6 +138,7 @@ class Notes:
                 self.num_runs,
                 self.address,
                 self.source(),
+                self.is_inside_manual,
             )
         )
 
@@ -182,9 +186,9 @@ class Notes:
         """Notes that a scan goes through `dim` one by one."""
         self._notes.append(_Scanned(dim))
 
-    def unknown(self, primitive: str, source: str) -> None:
-        """Notes a primitive that no rule understands, and the user's line that made it."""
-        self._notes.append(_Unknown(primitive, source))
+    def unknown(self, primitive: str, source: str, dims: Dims) -> None:
+        """Notes a primitive that no rule understands, the user's line that made it, and the dims of its outputs."""
+        self._notes.append(_Unknown(primitive, source, dims))
 
     def graph(self, leaves: Sequence[Leaf], constants: tuple[Constant, ...] = ()) -> Graph:
         """The graph of `leaves` and of all that was noted.
@@ -219,6 +223,7 @@ class Notes:
             activations=tuple(activations),
             concatenations=concatenations,
             constants=constants,
+            unknown=self._union([dim for note in self._of(_Unknown) for dim in note.dims]),
             slices=slices,
         )
 
@@ -286,6 +291,7 @@ class Notes:
             num_runs=note.num_runs,
             address=note.address,
             source=note.source,
+            is_manual=note.is_manual,
         )
 
     def _resolved(self, dims: Dims) -> Dims:

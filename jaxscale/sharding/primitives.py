@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
+from jaxscale.errors import UsageError
 from jaxscale.sharding.factors import Dim, Dims, Factors
 from jaxscale.sharding.jaxprs import Address, Equation
 
@@ -130,6 +131,7 @@ def _compared(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -
             sizes = {v.is_data: v.shape[axis] for v in inputs if len(v.shape) == len(made[0])}
             if sizes.get(True) == 1 and sizes.get(False, 1) > 1:
                 recorder.route(dim)
+                recorder.lookup(dim)
     return made
 
 
@@ -344,6 +346,24 @@ MOVES = frozenset(
 )
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _RULES_BY_NAMES.items() for name in names.split()}
+
+
+def register_primitive(name: str, rule: Rule) -> None:
+    """Teaches the trace a primitive that it does not know.
+
+    Args:
+      name: the primitive's.
+      rule: a pure function of (recorder, equation, operands) that links the dims which must be split together through
+        `recorder.factors.link`, notes contractions, and returns the dims of every output.
+
+    Raises:
+      UsageError: the primitive has a rule already.
+    """
+    if name in RULES:
+        raise UsageError(
+            f"primitive {name!r} has a sharding rule already; only one that is not understood can be given one"
+        )
+    RULES[name] = rule
 
 
 def num_elements(shape: tuple[int, ...]) -> int:

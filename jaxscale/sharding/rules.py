@@ -17,6 +17,8 @@ from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec, factors_of, legal
 from jaxscale.sharding.splits import splits_of
 
 _NOTHING_PLACED = "whole"
+# Rules by which several devices compute the same keys and values, for the queries that each of them has.
+SHARED_HEADS = frozenset({"grouped heads", "shared head"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,9 @@ Choices = tuple[Choice, ...]
 Rule = Callable[[Graph, MeshSpec, Limits, Choices], Choices]
 
 
-def choose(graph: Graph, mesh: MeshSpec, limits: Limits) -> Choices:
-    """Every rule in its order."""
-    choices = tuple(Choice(spec=((),) * len(leaf.shape)) for leaf in graph.leaves)
-    for rule in RULES:
-        choices = rule(graph, mesh, limits, choices)
-    return choices
+def nothing_placed(graph: Graph) -> Choices:
+    """The choices before any rule."""
+    return tuple(Choice(spec=((),) * len(leaf.shape)) for leaf in graph.leaves)
 
 
 def layers_stay_whole(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> Choices:
@@ -328,6 +327,7 @@ def _placed(
                 f"{_what(graph.leaves[i], dim, graph)} over tensor={mesh.tensor}: it has {ways} of the pieces that the"
             )
             made[i] = made[i].reject(f"{what} axis shares out; each is copied to {mesh.tensor // ways} devices")
+            made[i] = made[i].leave("grouped heads", f"{mesh.tensor // ways} devices compute each, for their queries")
     return made
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxscale.errors import UsageError
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.factors import Dims
 from jaxscale.sharding.graph import Constant, Graph, Kind, Leaf, Role, path_of
@@ -155,11 +156,17 @@ class _Walk:
                 return self._branches(branches, inputs[1:])
             case Call(program):
                 return self._call(equation, program, inputs)
-        if equation.name not in RULES:
-            self._notes.unknown(equation.name, self._source(equation))
         self._notes.source = functools.partial(self._source, equation)
         since = len(self._notes)
         made = RULES.get(equation.name, links_nothing)(self._notes, equation, inputs)
+        ranks = [len(dims) for dims in made]
+        if ranks != [len(shape) for shape in equation.output_shapes]:
+            raise UsageError(
+                f"the sharding rule of primitive {equation.name!r} gave outputs of {ranks} dims, expected the dims of "
+                f"outputs of shape {', '.join(map(str, equation.output_shapes))}"
+            )
+        if equation.name not in RULES:
+            self._notes.unknown(equation.name, self._source(equation), tuple(dim for dims in made for dim in dims))
         is_data = any(value.is_data for value in inputs)
         known = [] if is_data else [value.origins for value in inputs if value.shape]
         origins = frozenset[int]().union(*known)

@@ -112,6 +112,7 @@ def test_heads_are_split_and_never_their_width():
         {"a": ATTENTION, **floats(up=(16, 32), down=(32, 16))},
         x,
         "tensor=8",
+        limits=Limits(small_leaf_bytes=0, max_flops_ratio=8),
     )
     by_path = {leaf.path: leaf for leaf in plan.leaves}
     assert by_path["a/q"].spec == by_path["a/v"].spec == ((), ())

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,57 @@ def test_a_copy_above_the_budget():
 def test_plain_data_parallelism_may_copy():
     plan = planned("data=8", limits=Limits(small_leaf_bytes=0, replicated_leaf_bytes=0))
     assert plan.leaves[0].spec == ((), ())
+
+
+def floats(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_a_closed_over_constant_above_its_budget():
+    table = np.ones((64, 8), np.float32)
+
+    def loss(p, x):
+        return jax.jit(lambda y: y @ table @ p["w"])(x)
+
+    with pytest.raises(UsageError) as caught:
+        derive(loss, {"w": floats(8, 64)}, floats(16, 64), MeshSpec(data=8), limits=Limits(constant_bytes=1000))
+    assert "a closed-over constant float32 (64, 8), read at test_guard.py:" in str(caught.value)
+    assert "2048 bytes would be copied to every device, above constant_bytes=1000" in str(caught.value)
+    derive(loss, {"w": floats(8, 64)}, floats(16, 64), MeshSpec(data=8), limits=Limits(constant_bytes=2048))
+
+
+def attention_with(num_heads):
+    """Attention of heads of width 4 before an MLP that tensor can split, and its share of all FLOPs."""
+
+    def loss(p, x):
+        q, k, v = ((x @ p[name]).reshape(*x.shape[:2], num_heads, 4) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("bshc,bthc->bhst", q, k))
+        mixed = jnp.einsum("bhst,bthc->bshc", weights, v).reshape(*x.shape[:2], num_heads * 4) @ p["o"]
+        return jax.nn.relu(mixed @ p["up"]) @ p["down"]
+
+    width, length, hidden = num_heads * 4, 5, 64
+    params = {name: floats(16, width) for name in "qkv"}
+    params |= {"o": floats(width, 16), "up": floats(16, hidden), "down": floats(hidden, 16)}
+    attention = 4 * 16 * width + 2 * length * width
+    return loss, params, floats(8, length, 16), attention / (attention + 2 * 16 * hidden)
+
+
+def test_work_done_more_than_once_is_counted_and_named():
+    loss, params, x, share = attention_with(3)
+    with pytest.raises(UsageError) as caught:
+        derive(loss, params, x, MeshSpec(data=2, tensor=4))
+    message = str(caught.value)
+    assert f"compute {1 + 3 * share:.2f} times what is to be computed, above max_flops_ratio=1.05" in message
+    assert "a matmul (8, 5, 16) x (16, 12) at test_guard.py:" in message
+    assert "is computed 4 times (q: dim 1 (3 x 4) over tensor=4: 3 pieces can't be shared by 4" in message
+    derive(loss, params, x, MeshSpec(data=2, tensor=4), limits=Limits(max_flops_ratio=1.001 + 3 * share))
+    loss, params, x, _ = attention_with(4)
+    derive(loss, params, x, MeshSpec(data=2, tensor=4), limits=Limits(max_flops_ratio=1))
+
+
+def test_a_limit_below_what_can_be_is_refused():
+    with pytest.raises(UsageError, match=r"max_flops_ratio=0.5 must be at least 1"):
+        Limits(max_flops_ratio=0.5)
 
 
 @settings(deadline=None)
