@@ -6,6 +6,7 @@ class and `scan` holds flat trees of its inputs. Everything else reads `Program`
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -136,6 +137,15 @@ class Call:
     program: Program
 
 
+@dataclasses.dataclass(frozen=True)
+class Island:
+    """A `shard_map`: its body sees parts; for every dim of its operands and results, how many and over which axes."""
+
+    program: Program
+    in_parts: tuple[tuple[tuple[int, tuple[str, ...]], ...], ...]
+    out_parts: tuple[tuple[tuple[int, tuple[str, ...]], ...], ...]
+
+
 def trace(function: Callable[..., Any], *arguments: Any) -> Program:
     """The program of `function` for abstract or concrete arguments; nothing is computed.
 
@@ -146,7 +156,7 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Program:
     return _program(jax.make_jaxpr(function)(*arguments))
 
 
-def inner(equation: Equation) -> Scan | While | Branches | Call | None:
+def inner(equation: Equation) -> Scan | While | Branches | Call | Island | None:
     """The programs that an equation holds, or None for a plain operation (or one nobody here understands)."""
     params = equation.params
     if equation.name == "scan":
@@ -156,6 +166,15 @@ def inner(equation: Equation) -> Scan | While | Branches | Call | None:
         return While(_program(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"])
     if equation.name == "cond":
         return Branches(tuple(_program(branch) for branch in params["branches"]))
+    if equation.name == "shard_map":
+        sizes = dict(params["mesh"].shape)
+        ins = zip(params["in_specs"], map(shape_of, equation.inputs), strict=True)
+        outs = zip(params["out_specs"], equation.output_shapes, strict=True)
+        return Island(
+            _program(params["jaxpr"]),
+            tuple(_parts(spec, len(shape), sizes) for spec, shape in ins),
+            tuple(_parts(spec, len(shape), sizes) for spec, shape in outs),
+        )
     if equation.name in _CALLS:
         called = next((_program(params[name]) for name in _CALL_PARAMS if name in params), None)
         if called is not None and len(called.inputs) == len(equation.inputs):
@@ -209,3 +228,10 @@ def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def _parts(spec: Any, rank: int, sizes: Mapping[str, int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """For every dim the number of parts that a PartitionSpec cuts it into, and the axes."""
+    entries = [*spec, *[None] * (rank - len(spec))]
+    named = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in entries]
+    return tuple((math.prod(sizes[axis] for axis in axes), axes) for axes in named)

@@ -16,9 +16,9 @@ import optax
 
 from jaxscale.errors import UsageError
 from jaxscale.sharding import jaxprs
-from jaxscale.sharding.factors import Dims
+from jaxscale.sharding.factors import Dim, Dims
 from jaxscale.sharding.graph import Constant, Graph, Kind, Leaf, Role, path_of
-from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
+from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Island, Program, Scan, While
 from jaxscale.sharding.notes import Notes
 from jaxscale.sharding.primitives import MOVES, RULES, Value, links_nothing, num_elements
 
@@ -154,6 +154,8 @@ class _Walk:
                 return self._loop(loop.body, inputs[loop.num_cond_consts : first], inputs[first:], [])[0]
             case Branches(branches):
                 return self._branches(branches, inputs[1:])
+            case Island() as island:
+                return self._island(equation, island, inputs)
             case Call(program):
                 return self._call(equation, program, inputs)
         self._notes.source = functools.partial(self._source, equation)
@@ -194,6 +196,34 @@ class _Walk:
             results = [dataclasses.replace(value, made_by=self._place(i)) for i, value in enumerate(results)]
             self._notes.address = address
             self._notes.made("boundary", results, since)
+        return results
+
+    def _island(self, equation: Equation, island: Island, inputs: list[Value]) -> list[Value]:
+        """Results of a `shard_map`: its body is walked on the parts, whose dims are what the cuts leave."""
+        factors, arguments = self._notes.factors, []
+        wholes: list[tuple[tuple[str, ...], Dim, Dim]] = []
+        for value, parts, variable in zip(inputs, island.in_parts, island.program.inputs, strict=True):
+            rests = []
+            for dim, (ways, axes) in zip(value.dims, parts, strict=True):
+                cut = factors.take(dim, ways)
+                rests.append(factors.new_dim(factors.dim_size(dim) // ways) if cut is None else cut[1])
+                wholes.append((axes, dim, rests[-1]))
+            shape = jaxprs.shape_of(variable)
+            arguments.append(dataclasses.replace(value, shape=shape, dims=tuple(rests), made_by=None))
+        notes = self._notes
+        outer = notes.is_inside_custom, notes.is_inside_manual
+        notes.is_inside_custom = notes.is_inside_manual = True
+        self._calls.append(equation)
+        made = self.run(island.program, arguments)
+        self._calls.pop()
+        notes.is_inside_custom, notes.is_inside_manual = outer
+        results = []
+        for value, shape, parts in zip(made, equation.output_shapes, island.out_parts, strict=True):
+            dims = []
+            for rest, (ways, axes) in zip(value.dims, parts, strict=True):
+                alike = (w for a, w, r in wholes if a == axes and rest and factors.resolve(r) == factors.resolve(rest))
+                dims.append(next(alike, (*factors.new_dim(ways), *rest)))
+            results.append(dataclasses.replace(value, shape=shape, dims=tuple(dims), made_by=None))
         return results
 
     def _place(self, output: int) -> tuple[Address, int] | None:
