@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxscale.interop.huggingface import import_bert
 from jaxscale.mesh import MeshSpec, make_mesh
-from jaxscale.nn.transformer import TransformerConfig
+from jaxscale.nn.config import TransformerConfig
 from retrieval.encode import TextEncoder
 from retrieval.evaluate import evaluate
 from retrieval.formats.beir import BeirFolder

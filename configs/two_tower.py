@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxscale.nn.transformer import bert_config
+from jaxscale.nn.families import bert_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 from retrieval.towers.job import DualTowerJob

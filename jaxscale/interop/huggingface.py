@@ -16,9 +16,10 @@ from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError
 from jaxscale.interop.json_file import JsonObject
 from jaxscale.interop.sentence_transformers import read_settings
+from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.families import bert_config
 from jaxscale.nn.functional import Params
 from jaxscale.nn.model_folder import ModelFolder, check_params, check_vocabulary
-from jaxscale.nn.transformer import TransformerConfig, bert_config
 
 WEIGHTS_FILE = "model.safetensors"
 

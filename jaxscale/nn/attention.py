@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
+from jaxscale.nn.config import RopeScaling
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.linear import Linear, contract
@@ -24,10 +25,12 @@ def attend(
     allowed: Bool[Array, "#B #S T"] | None,
     *,
     compute_dtype: DTypeLike,
+    bias: Float32[Array, "#B H S T"] | None = None,
+    scaled: bool = True,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float32[Array, "B S H C"]:
-    """softmax(query key^T / sqrt(C)) value, query head h reading key-value head h // (H / K).
+    """softmax(query key^T / sqrt(C) + bias) value, query head h reading key-value head h // (H / K).
 
     Args:
       query: H is a multiple of K.
@@ -35,15 +38,20 @@ def attend(
       value: what is mixed.
       allowed: which of the T positions each of the S may read; the weight of the others is exactly zero. None: all.
       compute_dtype: of the two contractions; the softmax is in float32.
+      bias: added to the scores; None for none.
+      scaled: whether scores are divided by sqrt(C).
       dropout_rate: of the attention weights.
       dropout_key: None for none.
 
     Reference: Vaswani et al. 2017, section 3.2; Ainslie et al. 2023 (GQA), https://arxiv.org/abs/2305.13245
     """
     (b, s, h, c), k = query.shape, key.shape[2]
-    grouped = (query / jnp.asarray(math.sqrt(c), query.dtype)).reshape(b, s, k, h // k, c)
+    query = query / jnp.asarray(math.sqrt(c), query.dtype) if scaled else query
+    grouped = query.reshape(b, s, k, h // k, c)
     # [B K S G T]
     scores = contract(grouped, key, contracted=((4,), (3,)), batch=((0, 2), (0, 2)), compute_dtype=compute_dtype)
+    if bias is not None:
+        scores = scores + bias.reshape(-1, k, h // k, *bias.shape[2:]).transpose(0, 1, 3, 2, 4)
     if allowed is not None:
         scores = jnp.where(allowed[:, None, :, None, :], scores, jnp.float32(_MASKED))
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(compute_dtype)
@@ -64,6 +72,8 @@ class Attention(nnx.Module):
         head_dim: int,
         use_bias: bool,
         rope_base: float | None,
+        rope_scaling: RopeScaling | None,
+        scaled_scores: bool,
         dropout_rate: float,
         stddev: float,
         out_stddev: float,
@@ -78,6 +88,8 @@ class Attention(nnx.Module):
           head_dim: C.
           use_bias: whether the four projections have a bias.
           rope_base: of rotary positions; None for none.
+          rope_scaling: of rotary positions, to a longer context; None for none.
+          scaled_scores: whether scores are divided by sqrt(C).
           dropout_rate: of the attention weights.
           stddev: of the initial query, key and value kernels.
           out_stddev: of the initial output kernel.
@@ -88,6 +100,8 @@ class Attention(nnx.Module):
             return Linear(in_dims, out_dims, use_bias=use_bias, stddev=spread, key=named_key(key, name))
 
         self.rope_base = rope_base
+        self.rope_scaling = rope_scaling
+        self.scaled_scores = scaled_scores
         self.dropout_rate = dropout_rate
         self.query = projection("query", (d_model,), (num_heads, head_dim), stddev)
         self.key = projection("key", (d_model,), (num_kv_heads, head_dim), stddev)
@@ -97,21 +111,28 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        allowed: Bool[Array, "#B #S S"] | None,
+        source: Float[Array, "B T D"],
+        allowed: Bool[Array, "#B #S T"] | None,
         positions: Int[Array, "#B S"],
+        bias: Float32[Array, "#B H S T"] | None,
         compute_dtype: DTypeLike,
         dropout_key: Key[Array, ""] | None,
     ) -> Float32[Array, "B S D"]:
-        """Returns what every position read, [B S D] in float32."""
-        query, key = self.query(x, compute_dtype), self.key(x, compute_dtype)
+        """Returns what every position of `x` read in `source` (`x` itself, or another sequence), in float32.
+
+        Rotary positions are of `x` and `source` alike: with them, `source` is `x`.
+        """
+        query, key = self.query(x, compute_dtype), self.key(source, compute_dtype)
         if self.rope_base is not None:
-            query, key = rotate(query, positions, self.rope_base), rotate(key, positions, self.rope_base)
+            query, key = (rotate(heads, positions, self.rope_base, self.rope_scaling) for heads in (query, key))
         mixed = attend(
             query.astype(compute_dtype),
             key.astype(compute_dtype),
-            self.value(x, compute_dtype).astype(compute_dtype),
+            self.value(source, compute_dtype).astype(compute_dtype),
             allowed,
             compute_dtype=compute_dtype,
+            bias=bias,
+            scaled=self.scaled_scores,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         )

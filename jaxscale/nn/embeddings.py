@@ -57,7 +57,7 @@ class Embeddings(nnx.Module):
         """Returns the sum of the rows in float32."""
         x = self.token(tokens).astype(jnp.float32)
         if self.position is not None:
-            x = x + self.position(positions).astype(jnp.float32)
+            x = x + self.position(jnp.broadcast_to(positions, tokens.shape)).astype(jnp.float32)
         if self.token_type is not None:
             x = x + self.token_type(token_types).astype(jnp.float32)
         return x

@@ -1,15 +1,21 @@
 """The Transformer as pure functions of plain nested dicts of arrays: what steps, plans and stores see.
 
-The tree of `Params` (legend: L layers, D model, H and K heads, C head width, F feed-forward, V vocabulary):
+The tree of `Params` (legend: L layers, D model, H and K heads, C head width, F feed-forward, E experts, V vocabulary):
 
     embeddings/{token,position,token_type}/table     [V D] [P D] [T D]
+    relative_positions/table                         [buckets H]
     norm/{scale,bias}                                [D]
     layers/attention/{query,key,value}/{kernel,bias} [L D H C] [L H C]
     layers/attention/out/{kernel,bias}               [L H C D] [L D]
     layers/{attention_norm,mlp_norm}/{scale,bias}    [L D]
     layers/mlp/{up,gate}/{kernel,bias}               [L D F] [L F]
     layers/mlp/down/{kernel,bias}                    [L F D] [L D]
+    layers/mlp/router/kernel                         [L D E]
+    layers/mlp/{up,gate}, layers/mlp/down            [L E D F] [L E F D]  (with experts, in place of kernels)
     output/kernel                                    [D V]
+
+An encoder-decoder has `token/table`, `output/kernel`, and below `encoder/` and `decoder/` the `relative_positions`,
+`norm` and `layers` of each; the decoder's layers have `cross_attention` and `cross_attention_norm` too.
 
 `unstack_layers` gives the form for inference, in which layers/0, layers/1... stand in the place of layers, without L.
 """
@@ -24,14 +30,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
+from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
+from jaxscale.nn.encoder_decoder import EncoderDecoder
+from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.linear import contract
-from jaxscale.nn.transformer import Transformer, TransformerConfig
+from jaxscale.nn.transformer import Transformer
 
 # A nested dict with string keys whose leaves are arrays.
 Params = dict[str, Any]
 
 
-def init_params(config: TransformerConfig, key: Key[Array, ""]) -> Params:
+def init_params(config: TransformerConfig | EncoderDecoderConfig, key: Key[Array, ""]) -> Params:
     """Draws a model's parameters, in float32. Pure: `jax.eval_shape` gives the shapes alone.
 
     Args:
@@ -41,7 +50,7 @@ def init_params(config: TransformerConfig, key: Key[Array, ""]) -> Params:
     Returns:
       The tree described above; parts that `config` does without are absent.
     """
-    params: Params = nnx.to_pure_dict(nnx.state(Transformer(config, key=key)))
+    params: Params = nnx.to_pure_dict(nnx.state(_model(config, key=key, scanned=True)))
     return params
 
 
@@ -63,7 +72,8 @@ def apply(
       config: the model.
       params: its parameters, float32 or bfloat16, stacked or unstacked.
       tokens: ids in [0, V).
-      mask: True at real tokens; what stands at the others changes nothing at the real ones. None: all are real.
+      mask: True at real tokens; what stands at the others changes nothing at the real ones, but that with experts they
+        take room. None: all are real.
       compute_dtype: of matrix products and of what is kept between them; sums, norms and softmax are in float32.
       dropout_key: None for no dropout.
       token_types: ids in [0, T); all zero when None.
@@ -76,7 +86,33 @@ def apply(
     Raises:
       UsageError: the sequence is longer than `config.max_positions`.
     """
-    return nnx.merge(_graphdef(config, _is_stacked(params)), params)(
+    return apply_with_router(
+        config,
+        params,
+        tokens,
+        mask,
+        compute_dtype=compute_dtype,
+        dropout_key=dropout_key,
+        token_types=token_types,
+        positions=positions,
+        remat=remat,
+    )[0]
+
+
+def apply_with_router(
+    config: TransformerConfig,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    mask: Bool[Array, "B S"] | None,
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+    dropout_key: Key[Array, ""] | None = None,
+    token_types: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "B S"] | None = None,
+    remat: bool = False,
+) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
+    """As `apply`, and the mean over layers of the losses of their routers; None without experts."""
+    hidden, losses = nnx.merge(_graphdef(config, _is_stacked(params)), params)(
         tokens,
         mask,
         compute_dtype=compute_dtype,
@@ -85,6 +121,48 @@ def apply(
         positions=positions,
         remat=remat,
     )
+    return hidden, losses
+
+
+def apply_encoder_decoder(
+    config: EncoderDecoderConfig,
+    params: Params,
+    source: Int[Array, "B T"],
+    tokens: Int[Array, "B S"],
+    *,
+    source_mask: Bool[Array, "B T"] | None = None,
+    compute_dtype: DTypeLike = jnp.float32,
+    dropout_key: Key[Array, ""] | None = None,
+    remat: bool = False,
+) -> Float32[Array, "B S V"]:
+    """A decoder's scores of every next token, having read the source.
+
+    Args:
+      config: the model.
+      params: its parameters, stacked.
+      source: ids that the encoder reads.
+      tokens: ids that the decoder has so far, its first one the start.
+      source_mask: True at real tokens of the source; None: all are real.
+      compute_dtype: of matrix products and of what is kept between them.
+      dropout_key: None for no dropout.
+      remat: whether the backward pass computes each layer again.
+
+    Returns:
+      float32.
+
+    Raises:
+      UsageError: a sequence is longer than its `max_positions`.
+    """
+    scores: Float32[Array, "B S V"]
+    scores, _ = nnx.merge(_graphdef(config, True), params)(
+        source,
+        tokens,
+        source_mask=source_mask,
+        compute_dtype=compute_dtype,
+        dropout_key=dropout_key,
+        remat=remat,
+    )
+    return scores
 
 
 def logits(
@@ -144,6 +222,12 @@ def _is_stacked(params: Params) -> bool:
     return 0 not in params["layers"]
 
 
+def _model(config: TransformerConfig | EncoderDecoderConfig, *, key: Key[Array, ""], scanned: bool) -> nnx.Module:
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoder(config, key=key, scanned=scanned)
+    return Transformer(config, key=key, scanned=scanned)
+
+
 @functools.lru_cache(maxsize=64)
-def _graphdef(config: TransformerConfig, scanned: bool) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0), scanned=scanned)))
+def _graphdef(config: TransformerConfig | EncoderDecoderConfig, scanned: bool) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: _model(config, key=jax.random.key(0), scanned=scanned)))

@@ -12,13 +12,15 @@ from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError
 from jaxscale.nn import functional
+from jaxscale.nn.config import TransformerConfig
 from jaxscale.nn.functional import Params
-from jaxscale.nn.transformer import TransformerConfig
 from jaxscale.store import arrays, commit
 from jaxscale.store.checksums import Check
 
 FORMAT = "jaxscale.model"
-VERSION = 1
+VERSION = 2
+# What every model did before version 2 could say otherwise.
+_SINCE_VERSION_2 = {"rope_scaling": None, "scaled_scores": True, "parallel": False, "experts": None}
 MODEL_FILE = "model.json"
 TOKENIZER_FILE = "tokenizer.json"
 PARAMS_FOLDER = "params"
@@ -115,7 +117,10 @@ def load_model(path: str | Path, check: Check = "full") -> ModelFolder:
       VerificationError: it is damaged; the message names the file.
     """
     committed = commit.open_committed(path, format=FORMAT, version=VERSION, check=check)
-    card = typed_json.decode(_Card, json.loads((committed.path / MODEL_FILE).read_text(encoding="utf-8")), MODEL_FILE)
+    text = json.loads((committed.path / MODEL_FILE).read_text(encoding="utf-8"))
+    if committed.manifest.version == 1:
+        text["config"] |= _SINCE_VERSION_2
+    card = typed_json.decode(_Card, text, MODEL_FILE)
     params = arrays.read_tree(committed.path / PARAMS_FOLDER)
     tokenizer = Tokenizer.load(committed.path / TOKENIZER_FILE)
     check_params(card.config, params)

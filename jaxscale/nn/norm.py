@@ -1,5 +1,7 @@
 """Normalisation over the model dim, in float32: LayerNorm and RMSNorm."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,23 +9,23 @@ from jaxtyping import Array, Float, Float32
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias.
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, the bias where it has one.
 
     Reference: Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450
     """
 
-    def __init__(self, d_model: int, *, epsilon: float):
+    def __init__(self, d_model: int, *, epsilon: float, use_bias: bool):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((d_model,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((d_model,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((d_model,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B D"]:
         """Returns the normalised x in float32."""
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return y * _as_row(self.scale[...], x.ndim) + _as_row(self.bias[...], x.ndim)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon) * _as_row(self.scale[...], x.ndim)
+        return y if self.bias is None else y + _as_row(self.bias[...], x.ndim)
 
 
 class RMSNorm(nnx.Module):
@@ -43,10 +45,13 @@ class RMSNorm(nnx.Module):
         return x * jax.lax.rsqrt(mean_square + self.epsilon) * _as_row(self.scale[...], x.ndim)
 
 
-def make_norm(name: str, d_model: int, *, epsilon: float) -> LayerNorm | RMSNorm:
-    """The norm called `name`: "layernorm" or "rmsnorm"."""
-    kinds: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
-    return kinds[name](d_model, epsilon=epsilon)
+def make_norm(
+    name: Literal["layernorm", "rmsnorm"], d_model: int, *, epsilon: float, use_bias: bool
+) -> LayerNorm | RMSNorm:
+    """The norm called `name`; an RMSNorm has no bias, whatever is asked."""
+    if name == "rmsnorm":
+        return RMSNorm(d_model, epsilon=epsilon)
+    return LayerNorm(d_model, epsilon=epsilon, use_bias=use_bias)
 
 
 def _as_row(weight: Float[Array, " D"], ndim: int) -> Float32[Array, "..."]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
+from jaxscale.nn.config import TransformerConfig
 from jaxscale.nn.functional import Params
-from jaxscale.nn.transformer import TransformerConfig
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key

@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from jaxscale.data.tokenizer import Encoded, Tokenizer
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
+from jaxscale.nn.config import TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
-from jaxscale.nn.transformer import TransformerConfig
 from retrieval.contract import Score
 
 Pooling = Literal["mean", "cls", "last"]

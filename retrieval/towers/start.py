@@ -11,9 +11,9 @@ import numpy as np
 from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import UsageError
+from jaxscale.nn.config import TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
-from jaxscale.nn.transformer import TransformerConfig
 from retrieval.contract import Score
 from retrieval.towers.encoder import SIDES, EncoderConfig, Pooling, Side, TowerPair, init_projection
 from retrieval.towers.loading import load_towers

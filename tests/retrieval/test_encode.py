@@ -8,7 +8,7 @@ import pytest
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec, make_mesh
-from jaxscale.nn.transformer import bert_config
+from jaxscale.nn.families import bert_config
 from jaxscale.observe.compiles import CompileCounter
 from retrieval.encode import TextEncoder, encode_texts, widths_up_to
 from retrieval.towers.encoder import Encoder, EncoderConfig, apply_encoder, init_encoder

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxscale.data.tokenizer import Tokenizer
-from jaxscale.nn.transformer import bert_config
+from jaxscale.nn.families import bert_config
 from retrieval.formats.beir import write_beir
 from retrieval.records import Doc, Query
 from retrieval.towers.encoder import Encoder, EncoderConfig, init_encoder

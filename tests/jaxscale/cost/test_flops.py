@@ -11,7 +11,8 @@ from jaxscale.cost.programs import forward_program, gradient_program, microbatch
 from jaxscale.cost.utilization import palm_flops_per_token, utilization
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.transformer import TransformerConfig, decoder_config
+from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.families import decoder_config
 from jaxscale.sharding import jaxprs
 
 

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError, VerificationError
 from jaxscale.nn import functional
+from jaxscale.nn.families import decoder_config
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, check_params, load_model, save_model
-from jaxscale.nn.transformer import decoder_config
+from jaxscale.store import arrays, commit
 
 
 @pytest.fixture
@@ -46,6 +48,17 @@ def test_the_same_model_has_the_same_identity(model, tmp_path):
     first, again, other = (save_model(tmp_path / name, m) for name, m in (("a", model), ("b", model), ("c", without)))
     assert first == again != other
     assert load_model(tmp_path / "c").settings is None
+
+
+def test_reads_version_1(model, tmp_path):
+    card = typed_json.encode({"config": model.config, "settings": model.settings, "provenance": model.provenance})
+    for name in ("rope_scaling", "scaled_scores", "parallel", "experts"):
+        del card["config"][name]
+    with commit.draft(tmp_path / "model", format="jaxscale.model", version=1) as draft:
+        (draft.path / "model.json").write_text(json.dumps(card))
+        model.tokenizer.save(draft.path / "tokenizer.json")
+        arrays.write_tree(draft.path / "params", model.params)
+    assert load_model(tmp_path / "model").config == model.config
 
 
 def test_refuses_parameters_of_another_model(model, tmp_path):

@@ -13,8 +13,11 @@ from flax import nnx
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn import functional
-from jaxscale.nn.transformer import Transformer, TransformerConfig, bert_config, decoder_config
+from jaxscale.nn.config import RopeScaling
+from jaxscale.nn.families import bert_config, decoder_config, gpt_config, palm_config
+from jaxscale.nn.transformer import Transformer
 from jaxscale.sharding.plan import batch_sharded, replicated, row_sharded
+from tests.jaxscale.random_params import random_params
 
 ENCODER = bert_config(num_layers=3, d_model=24, num_heads=4, d_ff=40, vocab_size=50, max_positions=16)
 DECODER = decoder_config(
@@ -29,8 +32,29 @@ DECODER = decoder_config(
     tied_output=False,
 )
 MULTI_QUERY = dataclasses.replace(DECODER, num_kv_heads=1, tied_output=True)
+SIZES = {"num_layers": 3, "d_model": 24, "num_heads": 4, "vocab_size": 50, "max_positions": 16}
+GPT = gpt_config(**SIZES)
+PALM = palm_config(head_dim=8, **SIZES)
+# Its pairs turn 2.4, 0.24, 0.02 and 0.002 times within the first context: one kept, one between, two stretched.
+STRETCHED = dataclasses.replace(
+    DECODER,
+    rope_scaling=RopeScaling(
+        factor=4.0, low_frequency_factor=0.1, high_frequency_factor=0.5, original_max_positions=15
+    ),
+)
+RELATIVE = dataclasses.replace(DECODER, positions="relative", scaled_scores=False)
+READS_BOTH_WAYS = dataclasses.replace(RELATIVE, kind="encoder", gated=False, activation="relu")
 apply = functools.partial(jax.jit, static_argnums=0, static_argnames=("compute_dtype", "remat"))(functional.apply)
-CONFIGS = {"encoder": ENCODER, "decoder": DECODER, "multi_query": MULTI_QUERY}
+CONFIGS = {
+    "encoder": ENCODER,
+    "decoder": DECODER,
+    "multi_query": MULTI_QUERY,
+    "gpt": GPT,
+    "palm": PALM,
+    "stretched": STRETCHED,
+    "relative": RELATIVE,
+    "relative both ways": READS_BOTH_WAYS,
+}
 
 
 BOTH_LAYOUTS = pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])
@@ -39,16 +63,6 @@ BOTH_LAYOUTS = pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encod
 @pytest.fixture(params=list(CONFIGS))
 def config(request):
     return CONFIGS[request.param]
-
-
-def random_params(config: TransformerConfig, seed: int = 0):
-    """Parameters of order 1, norms and biases too, so that an error in any of them shows."""
-    shapes = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
-    leaves, treedef = jax.tree.flatten(shapes)
-    random = np.random.default_rng(seed)
-    return jax.tree.unflatten(
-        treedef, [jnp.asarray(random.normal(0, 0.4, leaf.shape), jnp.float32) + 0.1 for leaf in leaves]
-    )
 
 
 def batch(num_rows: int = 2, length: int = 7, seed: int = 0):
@@ -62,20 +76,53 @@ def batch(num_rows: int = 2, length: int = 7, seed: int = 0):
 def plain_norm(config, params, x):
     if config.norm == "rmsnorm":
         return x / np.sqrt((x**2).mean() + config.norm_epsilon) * params["scale"]
-    return (x - x.mean()) / np.sqrt(x.var() + config.norm_epsilon) * params["scale"] + params["bias"]
+    y = (x - x.mean()) / np.sqrt(x.var() + config.norm_epsilon) * params["scale"]
+    return y + params["bias"] if config.use_bias else y
 
 
 def plain_activation(config, x):
     if config.activation == "silu":
         return x / (1 + np.exp(-x))
+    if config.activation == "relu":
+        return np.maximum(x, 0)
+    if config.activation == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
 
 
-def plain_rotate(x, position, base):
+def plain_frequency(config, pair, width):
+    frequency = config.rope_base ** (-2 * pair / width)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    wavelength = 2 * math.pi / frequency
+    longest_kept = scaling.original_max_positions / scaling.high_frequency_factor
+    shortest_stretched = scaling.original_max_positions / scaling.low_frequency_factor
+    if wavelength < longest_kept:
+        return frequency
+    if wavelength > shortest_stretched:
+        return frequency / scaling.factor
+    span = scaling.high_frequency_factor - scaling.low_frequency_factor
+    kept = (scaling.original_max_positions / wavelength - scaling.low_frequency_factor) / span
+    return (1 - kept) * frequency / scaling.factor + kept * frequency
+
+
+def plain_bucket(config, query, key):
+    """T5's buckets: half of them exact distances, the other half by logarithm up to 128; both ways, half for each."""
+    distance = query - key if config.kind == "decoder" else abs(query - key)
+    num = 32 if config.kind == "decoder" else 16
+    near = num // 2
+    bucket = distance
+    if distance >= near:
+        bucket = min(near + int(math.log(distance / near) / math.log(128 / near) * (num - near)), num - 1)
+    return bucket + (16 if config.kind == "encoder" and key > query else 0)
+
+
+def plain_rotate(config, x, position):
     out = np.empty_like(x)
     half = len(x) // 2
     for c in range(half):
-        angle = position * base ** (-2 * c / len(x))
+        angle = position * plain_frequency(config, c, len(x))
         out[c] = x[c] * math.cos(angle) - x[c + half] * math.sin(angle)
         out[c + half] = x[c + half] * math.cos(angle) + x[c] * math.sin(angle)
     return out
@@ -86,21 +133,22 @@ def plain_linear(params, x):
     return y + params["bias"] if "bias" in params else y
 
 
-def plain_attention(config, params, rows):
+def plain_attention(config, params, rows, biases):
     """rows: [n, D] of one text without padding."""
     h, k, c = config.num_heads, config.num_kv_heads, config.head_dim
     q, key, value = (np.stack([plain_linear(params[n], x) for x in rows]) for n in ("query", "key", "value"))
     if config.positions == "rope":
         q, key = (
-            np.stack([[plain_rotate(head, s, config.rope_base) for head in x] for s, x in enumerate(heads)])
-            for heads in (q, key)
+            np.stack([[plain_rotate(config, head, s) for head in x] for s, x in enumerate(heads)]) for heads in (q, key)
         )
     out = np.zeros((len(rows), h, c))
     for s in range(len(rows)):
         visible = s + 1 if config.kind == "decoder" else len(rows)
         for head in range(h):
             group = head // (h // k)
-            scores = key[:visible, group] @ q[s, head] / math.sqrt(c)
+            scores = key[:visible, group] @ q[s, head] / (math.sqrt(c) if config.scaled_scores else 1)
+            if biases is not None:
+                scores = scores + [biases[plain_bucket(config, s, t), head] for t in range(visible)]
             weights = np.exp(scores - scores.max())
             out[s, head] = (weights / weights.sum()) @ value[:visible, group]
     return np.stack([plain_linear(params["out"], x) for x in out])
@@ -123,12 +171,17 @@ def plain_transformer(config, params, tokens):
         rows = rows + params["embeddings"]["position"]["table"][: len(tokens)]
     if config.type_vocab_size:
         rows = rows + params["embeddings"]["token_type"]["table"][0]
+    biases = params["relative_positions"]["table"] if config.positions == "relative" else None
     post = config.norm_placement == "post"
     rows = norm(params["norm"], rows) if post else rows
     for index in range(config.num_layers):
         layer = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
         read = rows if post else norm(layer["attention_norm"], rows)
-        rows = rows + plain_attention(config, layer["attention"], read)
+        attended = plain_attention(config, layer["attention"], read, biases)
+        if config.parallel:
+            rows = rows + attended + np.stack([plain_mlp(config, layer["mlp"], x) for x in read])
+            continue
+        rows = rows + attended
         rows = norm(layer["attention_norm"], rows) if post else rows
         read = rows if post else norm(layer["mlp_norm"], rows)
         rows = rows + np.stack([plain_mlp(config, layer["mlp"], x) for x in read])
@@ -306,20 +359,36 @@ def test_sharded_over_a_mesh_equals_one_device(config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got, expected)
 
 
-def test_is_an_nnx_module_of_so_many_parameters():
-    model = nnx.eval_shape(lambda: Transformer(ENCODER, key=jax.random.key(0)))
+def test_is_an_nnx_module_of_so_many_parameters(config):
+    model = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
     assert isinstance(model, nnx.Module)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
-    assert num_params == ENCODER.num_params == sum(leaf.size for leaf in jax.tree.leaves(random_params(ENCODER)))
+    assert num_params == config.num_params == sum(leaf.size for leaf in jax.tree.leaves(random_params(config)))
+
+
+def test_without_a_mask_every_token_is_real(config):
+    params = random_params(config)
+    tokens, _ = batch()
+    expected = apply(config, params, tokens, jnp.ones_like(tokens, bool))
+    np.testing.assert_allclose(apply(config, params, tokens, None), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_kv_heads", 3), ("num_layers", 0), ("head_dim", 7), ("dropout_rate", 1.0), ("max_positions", 0)],
+    [
+        ("num_kv_heads", 3),
+        ("num_layers", 0),
+        ("head_dim", 7),
+        ("dropout_rate", 1.0),
+        ("max_positions", 0),
+        ("positions", "learned"),
+        ("norm_placement", "post"),
+    ],
 )
 def test_refuses_a_configuration_that_cannot_be(field, value):
-    with pytest.raises(UsageError, match=f"{field}={value}"):
-        dataclasses.replace(DECODER, **{field: value})
+    config = dataclasses.replace(STRETCHED, parallel=True)
+    with pytest.raises(UsageError, match=f"{field}={value!r}|norm_placement='pre'"):
+        dataclasses.replace(config, **{field: value})
 
 
 def test_refuses_a_sequence_over_its_limit():

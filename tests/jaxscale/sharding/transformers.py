@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxscale.nn import functional
-from jaxscale.nn.transformer import TransformerConfig, bert_config, decoder_config
+from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.families import bert_config, decoder_config
 
 NUM_EXAMPLES, LENGTH = 16, 12
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.transformer import bert_config, decoder_config
+from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import NO_TARGET, LanguageModelJob, token_loss
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig

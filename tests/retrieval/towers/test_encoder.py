@@ -9,7 +9,7 @@ import pytest
 
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.transformer import bert_config
+from jaxscale.nn.families import bert_config
 from retrieval.towers.encoder import (
     EncoderConfig,
     TowerPair,

@@ -11,7 +11,7 @@ import pytest
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import MeshSpec
-from jaxscale.nn.transformer import bert_config
+from jaxscale.nn.families import bert_config
 from retrieval.towers.job import DualTowerJob
 from tests.retrieval.towers.small_pairs import tiny_job, write_pairs
 from tests.retrieval.towers.test_loading import write_model, write_retriever

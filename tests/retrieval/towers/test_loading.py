@@ -7,8 +7,8 @@ import pytest
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError
 from jaxscale.nn import functional
+from jaxscale.nn.families import bert_config
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, save_model
-from jaxscale.nn.transformer import bert_config
 from retrieval.formats.beir import write_beir
 from retrieval.towers.encoder import Encoder, EncoderConfig
 from retrieval.towers.loading import EncoderOverrides, load_towers

@@ -9,7 +9,7 @@ import pytest
 
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError, VerificationError
-from jaxscale.nn.transformer import bert_config
+from jaxscale.nn.families import bert_config
 from retrieval.towers.encoder import Encoder, EncoderConfig, TowerPair, init_towers
 from retrieval.towers.fingerprint import encoder_sha256
 from retrieval.towers.retriever_folder import join_towers, read_retriever, save_retriever

@@ -1,0 +1,116 @@
+"""An encoder, and a decoder that reads what it made, with one table of tokens between them: T5's layout."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float32, Int, Key
+
+from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
+from jaxscale.nn.dropout import dropout
+from jaxscale.nn.embeddings import Table
+from jaxscale.nn.experts import RouterLosses
+from jaxscale.nn.keys import named_key
+from jaxscale.nn.layers import Surroundings, make_layers, run_layers
+from jaxscale.nn.norm import make_norm
+from jaxscale.nn.transformer import (
+    allowed_positions,
+    check_length,
+    default_positions,
+    make_output,
+    relative_positions,
+    scores_of_tokens,
+)
+
+
+class Stack(nnx.Module):
+    """The layers of one of the two, its relative positions, and the norm after its last layer."""
+
+    def __init__(self, config: TransformerConfig, *, reads_memory: bool, scanned: bool, key: Key[Array, ""]):
+        self.config = config
+        self.relative_positions = relative_positions(config, key=key)
+        self.norm = make_norm(config.norm, config.d_model, epsilon=config.norm_epsilon, use_bias=config.use_bias)
+        self.layers = make_layers(config, scanned=scanned, reads_memory=reads_memory, key=named_key(key, "layers"))
+
+    def __call__(
+        self,
+        x: Float32[Array, "B S D"],
+        around: Surroundings,
+        *,
+        dropout_key: Key[Array, ""] | None,
+        remat: bool,
+    ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
+        """Returns the normed stream after the last layer, and the routers' losses, from embedded tokens."""
+        config = self.config
+        if self.relative_positions is not None:
+            around = dataclasses.replace(around, bias=self.relative_positions(around.positions))
+        embedding_key = None if dropout_key is None else named_key(dropout_key, "embeddings")
+        x = dropout(x, config.dropout_rate, embedding_key).astype(around.compute_dtype)
+        x, losses = run_layers(self.layers, config.num_layers, x, around, dropout_key=dropout_key, remat=remat)
+        return self.norm(x), losses
+
+
+class EncoderDecoder(nnx.Module):
+    """One table of tokens, an encoder, a decoder with cross-attention, and the output.
+
+    Reference: Vaswani et al. 2017, section 3.1, https://arxiv.org/abs/1706.03762; Raffel et al. 2019 (T5), section 2.1,
+    https://arxiv.org/abs/1910.10683
+    """
+
+    def __init__(self, config: EncoderDecoderConfig, *, key: Key[Array, ""], scanned: bool = True):
+        self.config = config
+        decoder = config.decoder
+        self.token = Table(
+            decoder.vocab_size, decoder.d_model, stddev=decoder.initial_stddev, key=named_key(key, "token")
+        )
+        self.encoder = Stack(config.encoder, reads_memory=False, scanned=scanned, key=named_key(key, "encoder"))
+        self.decoder = Stack(decoder, reads_memory=True, scanned=scanned, key=named_key(key, "decoder"))
+        self.output = make_output(decoder, key=key)
+
+    def __call__(
+        self,
+        source: Int[Array, "B T"],
+        tokens: Int[Array, "B S"],
+        *,
+        source_mask: Bool[Array, "B T"] | None = None,
+        compute_dtype: DTypeLike = jnp.float32,
+        dropout_key: Key[Array, ""] | None = None,
+        remat: bool = False,
+    ) -> tuple[Float32[Array, "B S V"], tuple[RouterLosses | None, RouterLosses | None]]:
+        """Returns the scores of every next token; see `jaxscale.nn.functional.apply_encoder_decoder`."""
+        encoder_key, decoder_key = (
+            None if dropout_key is None else named_key(dropout_key, name) for name in ("encoder", "decoder")
+        )
+        memory, of_encoder = self.encoder(
+            self.token(source).astype(jnp.float32),
+            self._around(self.config.encoder, source, source_mask, compute_dtype),
+            dropout_key=encoder_key,
+            remat=remat,
+        )
+        around = dataclasses.replace(
+            self._around(self.config.decoder, tokens, None, compute_dtype),
+            memory=memory.astype(compute_dtype),
+            memory_allowed=None if source_mask is None else source_mask[:, None, :],
+        )
+        hidden, of_decoder = self.decoder(
+            self.token(tokens).astype(jnp.float32), around, dropout_key=decoder_key, remat=remat
+        )
+        scores = scores_of_tokens(self.output, self.token.table[...], hidden, compute_dtype)
+        return scores, (of_encoder, of_decoder)
+
+    def _around(
+        self,
+        config: TransformerConfig,
+        tokens: Int[Array, "B S"],
+        mask: Bool[Array, "B S"] | None,
+        compute_dtype: DTypeLike,
+    ) -> Surroundings:
+        check_length(config, tokens, f"{config.kind} sequence")
+        positions = default_positions(tokens)
+        return Surroundings(
+            allowed=allowed_positions(config, mask, positions),
+            positions=positions,
+            bias=None,
+            compute_dtype=compute_dtype,
+        )
