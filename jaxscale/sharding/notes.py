@@ -204,7 +204,7 @@ class Notes:
         contractions = [self._contraction(note) for note in contracted]
         numbers = {id(note): i for i, note in enumerate(contracted)}
         activations = [self._activation(note, numbers) for note in self._of(_Made)]
-        dims = [dim for array in (*leaves, *activations) for dim in array.dims]
+        dims = [dim for leaf in leaves for dim in leaf.dims] + [dim for made in activations for dim in made.dims]
         concatenations, slices = self._concatenations(), self._slices()
         dims += [dim for c in concatenations for dim in (c.dim, *c.parts)] + [dim for pair in slices for dim in pair]
         factors = {f for dim in dims for f in dim}.union(*(c.factors for c in contractions))
