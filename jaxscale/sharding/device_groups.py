@@ -18,7 +18,7 @@ Groups = Int[np.ndarray, "groups size"]
 _LIST = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\((.*?)\))? \{([^}]*)\}")
-_DEVICE_IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+))?")
+_DEVICE_IOTA = re.compile(r"\[([1-9][\d,]*)\](?:T\(([\d,]+))?")
 _AXIS = re.compile(r"'?([\w.\-]+)'?(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
@@ -116,9 +116,9 @@ def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> Groups:
 
 
 def _device_ids(text: str) -> Int[np.ndarray, "devices"]:
-    if "<=" in text:
-        match = _DEVICE_IOTA.search(text, text.index("<=") + 2)
-        assert match is not None
+    """The devices of a mesh in its order: `[4,2]T(1,0)` transposes an iota of that shape, else they are a list."""
+    match = _DEVICE_IOTA.match(text)
+    if match is not None:
         return _iota(match[1], match[2]).reshape(-1)
     return np.array([int(number) for number in re.findall(r"\d+", text)])
 

@@ -1,0 +1,191 @@
+"""Compiles a recipe's training step in a process of its own, for devices that need not be there; JSON in, JSON out.
+
+One process for each compilation: libtpu can be loaded once in a process, the number of emulated devices is fixed at the
+start, and a compiler that crashes takes its process with it.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxscale import errors, typed_json
+from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
+from jaxscale.cost.programs import microbatch_of
+from jaxscale.errors import JaxscaleError, MachineError, UsageError
+from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
+from jaxscale.sharding.constrain import constrain
+from jaxscale.sharding.derive import derive
+from jaxscale.train.objective import Objective, Params
+from jaxscale.train.planned_step import PlannableJob
+from jaxscale.train.state import new_state
+from jaxscale.train.step import make_step
+from launch import recipes
+
+_ROOT = Path(__file__).resolve().parents[1]
+_REMATERIALIZED = "nvoluntary full rematerialization"
+_TAIL_CHARACTERS = 2000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompileRequest:
+    """What to compile, and for what.
+
+    Attributes:
+      recipe: a recipe's name, or `path/to/file.py:function`.
+      job: the recipe's job with what was changed in it, as `typed_json.encode` writes it; None as the recipe says.
+      topology: TPUs as `v5e:4x4`, or emulated devices as `cpu:8`.
+      num_slices: of TPUs.
+      mesh: the spec of all devices, every size known.
+      num_layers: another depth of the model; None for the job's own.
+    """
+
+    recipe: str
+    job: Any
+    topology: str
+    num_slices: int
+    mesh: str
+    num_layers: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledRecipe:
+    """The answer.
+
+    Attributes:
+      step: what the compiler made of it.
+      rematerialized: the compiler's words on every array that it copies whole to change its sharding.
+    """
+
+    step: CompiledStep
+    rematerialized: tuple[str, ...]
+
+
+def compile_recipe(request: CompileRequest) -> CompiledRecipe:
+    """Compiles in a process of its own and waits for it.
+
+    Raises:
+      JaxscaleError: the same as the process met, such as a mesh that does not suit.
+      MachineError: the compiler failed or crashed; with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="jaxscale-compile-") as folder:
+        asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
+        asked.write_bytes(typed_json.canonical(request))
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.compile_recipe", str(asked), str(answered)],
+            env=_environment(request.topology),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if not answered.exists():
+            raise MachineError(
+                f"compiling {request.recipe} for {request.topology} ended with exit code {done.returncode}: "
+                f"...{done.stderr[-_TAIL_CHARACTERS:]}"
+            )
+        answer = json.loads(answered.read_text())
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+    lines = [line.strip() for line in done.stderr.splitlines() if _REMATERIALIZED in line]
+    return CompiledRecipe(
+        step=typed_json.decode(CompiledStep, answer["step"], "compiled step"),
+        rematerialized=tuple(dict.fromkeys(lines)),
+    )
+
+
+def compile_here(request: CompileRequest) -> CompiledStep:
+    """Compiles in this process, which must have the emulated devices, or libtpu for described ones.
+
+    Raises:
+      UsageError: the recipe has no step to compile, the mesh does not suit it, or no such topology is known.
+      MachineError: libtpu is not installed.
+    """
+    job = _job(request)
+    spec = MeshSpec.parse(request.mesh)
+    on_cpu = request.topology.startswith("cpu:")
+    devices = jax.devices() if on_cpu else describe_topology(request.topology, num_slices=request.num_slices)
+    mesh = make_mesh(spec, devices)
+    planned = job.planned_step()
+    plan = derive(planned.loss, planned.params, planned.batch, spec, optimizer=planned.optimizer)
+    loss = constrain(
+        planned.loss,
+        plan.activation_shardings(mesh),
+        planned.params,
+        microbatch_of(planned.batch, planned.grad_accum),
+    )
+    state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
+    lowered = lower_step(
+        make_step(cast(Objective, _LossAlone(loss)), job.training),
+        state,
+        planned.batch,
+        state_shardings=plan.shardings(mesh, state),
+        batch_shardings=plan.shardings(mesh, planned.batch),
+        mesh=plan.device_mesh(mesh),
+    )
+    return compile_step(lowered, mesh, spec.sizes)
+
+
+def main() -> int:
+    """Reads the request that the first argument names, and writes the answer to where the second says."""
+    asked, answered = (Path(argument) for argument in sys.argv[1:])
+    try:
+        request = typed_json.decode(CompileRequest, json.loads(asked.read_text()), "request")
+        answer = {"step": typed_json.encode(compile_here(request))}
+    except JaxscaleError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    answered.write_text(json.dumps(answer))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _LossAlone:
+    """As much of an objective as the training step uses."""
+
+    planned_loss: Any
+
+    def loss(
+        self, params: Params, batch: Mapping[str, jax.Array], key: Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The planned loss, which has its key already."""
+        return self.planned_loss(params, batch), {}
+
+
+def _job(request: CompileRequest) -> PlannableJob:
+    job = recipes.load(request.recipe)
+    if request.job is not None:
+        job = typed_json.decode(type(job), request.job, "job")
+    if not hasattr(job, "planned_step"):
+        raise UsageError(
+            f"recipe {request.recipe!r} gives a {type(job).__name__}, which has no training step to compile"
+        )
+    if request.num_layers is None:
+        return cast(PlannableJob, job)
+    if not hasattr(job, "transformer"):
+        raise UsageError(f"recipe {request.recipe!r} gives a {type(job).__name__}, of which no other depth can be made")
+    return cast(
+        PlannableJob,
+        dataclasses.replace(job, transformer=dataclasses.replace(job.transformer, num_layers=request.num_layers)),
+    )
+
+
+def _environment(topology: str) -> dict[str, str]:
+    """The environment for emulated devices or for a described TPU, with the compiler's warnings on."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    if topology.startswith("cpu:"):
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={topology.removeprefix('cpu:')}"
+    return environment
+
+
+if __name__ == "__main__":
+    sys.exit(main())
