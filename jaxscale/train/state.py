@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from jaxscale.sharding.initialise import initialise, place
 from jaxscale.train.objective import Params
 
 # {"params", "opt_state", "step", "num_skipped", "num_skipped_in_a_row"}; counters are int32 scalars.
@@ -37,7 +38,7 @@ def place_new_state(
       optimizer: the transformation whose state goes along.
       shardings: a tree of shardings like the state.
     """
-    return jax.jit(lambda: new_state(init_params(), optimizer), out_shardings=shardings)()
+    return initialise(lambda: new_state(init_params(), optimizer), shardings)
 
 
 def place_params(params: Params, optimizer: optax.GradientTransformation, shardings: Any) -> State:
@@ -48,7 +49,7 @@ def place_params(params: Params, optimizer: optax.GradientTransformation, shardi
       optimizer: the transformation whose state goes along.
       shardings: a tree of shardings like the state.
     """
-    placed = jax.tree.map(_place, params, shardings["params"])
+    placed = place(params, shardings["params"])
     copied = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), optimizer), out_shardings=shardings)
     return copied(placed)
 
@@ -77,7 +78,3 @@ def host_value(array: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
-
-
-def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
