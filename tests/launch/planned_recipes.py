@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxscale.nn.transformer import decoder_config
+from jaxscale.nn.families import decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
