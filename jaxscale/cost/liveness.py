@@ -2,11 +2,12 @@
 
 What lives when is read off the program in its order, every value divided as the plan splits it. Assumed of a compiler:
 
-* an operation on elements is fused with what reads it: its result is held only where two others read it, a loop reads
-  it, or the program returns it; cheap ones (a cast, a broadcast) are repeated in every reader and never held;
+* an operation on elements is fused with what reads it: its result is held only where a loop reads it, the program
+  returns it, or, outside of loops, two others read it; cheap ones (a cast, a broadcast) are repeated in every reader;
 * a result of such an operation takes the place of an operand that nothing needs any more;
 * a loop holds its inputs, its whole outputs, and the most that one pass through its body holds; what it carries is
   changed in place;
+* weights that a scan's body casts before all else are cast, all layers at once, before the scan;
 * weights that are stored over `fsdp` are whole while the operation that reads them runs, and so is a gradient until it
   has been scattered.
 
@@ -81,8 +82,7 @@ def follow(program: Program, placement: Placement) -> Liveness:
       placement: of the same program.
     """
     walk = _Schedule(program, (), placement)
-    between = tuple(held for node, held in walk.held_after(walk.end_of_forward) if not held.is_gradient)
-    return Liveness(walk.worst(), Moment(tuple(dataclasses.replace(held, is_kept=True) for held in between)))
+    return Liveness(walk.worst(), Moment(tuple(walk.held_after(walk.end_of_forward))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _Schedule:
         live: dict[Key, Held] = {}
         for i, op in enumerate(self._ops):
             dying = [node for node in op.reads if self._last.get(node) == i]
-            made = {node: self._describe(op, node, i) for node in op.writes if self._is_held.get(node)}
+            made = {node: self._describe(op, node) for node in op.writes if self._is_held.get(node)}
             before = {k: v for k, v in live.items() if k not in self._given_up(op, dying)}
             values = (*before.values(), *made.values(), *op.inside)
             total = sum(value.num_bytes for value in values)
@@ -134,18 +134,18 @@ class _Schedule:
             live = {node: held for node, held in live.items() if self._last.get(node, -1) > i}
         return worst
 
-    def held_after(self, position: int) -> Iterator[tuple[Key, Held]]:
-        """What is held when the operation at `position` has run, and made by then."""
-        for i, op in enumerate(self._ops[: position + 1]):
+    def held_after(self, position: int) -> Iterator[Held]:
+        """What is held when the operation at `position` has run, but for what the program returns."""
+        for op in self._ops[: position + 1]:
             for node in op.writes:
-                if self._is_held.get(node) and self._last.get(node, -1) > position:
-                    yield node, self._describe(op, node, i)
+                if self._is_held.get(node) and position < self._last.get(node, -1) < len(self._ops):
+                    yield dataclasses.replace(self._describe(op, node), is_kept=True)
 
     def _marked(self, live: dict[Key, Held], now: int) -> tuple[Held, ...]:
-        """Those made in the forward pass and held in the backward pass are kept; a loop's body has no such passes."""
+        """Those made in the forward pass and needed in the backward pass are kept; a loop's body has no such passes."""
         end = self.end_of_forward if self._is_outermost else now
         return tuple(
-            dataclasses.replace(held, is_kept=not held.is_gradient and self._made_at[node] <= end < now)
+            dataclasses.replace(held, is_kept=self._made_at[node] <= end < now and self._last[node] < len(self._ops))
             for node, held in live.items()
         )
 
@@ -158,7 +158,7 @@ class _Schedule:
             return nodes.intersection(dying)
         return set(dying) if name not in _HELD and not op.is_loop else set()
 
-    def _describe(self, op: _Op, node: Key, position: int) -> Held:
+    def _describe(self, op: _Op, node: Key) -> Held:
         path, variable = node
         dtype = getattr(variable.aval, "dtype", None)
         is_gradient = self._placement.gradient_of(path, variable) is not None
@@ -183,7 +183,7 @@ class _Schedule:
             if not (op.is_loop or op.equation.name in _HELD):
                 found = set().union(*(readers.get(node, set()) for node in op.writes))
                 is_held = any(self._is_held.get(node) for node in op.writes)
-                if len(found) > 1 and op.equation.name not in _CHEAP:
+                if len(found) > 1 and op.equation.name not in _CHEAP and self._is_outermost:
                     is_held = True
                 if not is_held:
                     until = max((self._last.get(node, i) for node in op.writes), default=i)
@@ -214,6 +214,8 @@ class _Schedule:
                 continue
             reads = (self._name(path, v) for v in equation.inputs if not jaxprs.is_literal(v))
             inside = self._inside(inner, inner_path) + self._whole_weights(equation, path)
+            if isinstance(inner, Scan):
+                inside += self._cast_ahead(equation, inner, path)
             yield _Op(equation, path, tuple(reads), tuple((path, v) for v in equation.outputs), inside)
 
     def _name(self, path: Address, variable: Any) -> Key:
@@ -227,6 +229,23 @@ class _Schedule:
                 moments = [_Schedule(b, (*path, i), self._placement).worst() for i, b in enumerate(branches)]
                 return max(moments, key=lambda moment: moment.num_bytes).values
         return ()
+
+    def _cast_ahead(self, equation: Equation, scan: Scan, path: Address) -> tuple[Held, ...]:
+        """Narrower copies of stacked weights, which compilers make of all layers before the loop."""
+        given, held = scan.num_consts + scan.num_carry, []
+        casts = _first_casts(scan.body)
+        for outer, variable in zip(equation.inputs[given:], scan.body.inputs[given:], strict=True):
+            dtype = casts.get(variable)
+            if dtype is None or self._placement.is_data(path, outer):
+                continue
+            part = self._placement.bytes_of(path, outer, kept=True)
+            size = part * dtype.itemsize // outer.aval.dtype.itemsize
+            shape = jaxprs.shape_of(outer)
+            if size < part:
+                held.append(
+                    Held(what="cast weights", source=equation.source, shape=shape, dtype=str(dtype), num_bytes=size)
+                )
+        return tuple(held)
 
     def _whole_weights(self, equation: Equation, path: Address) -> tuple[Held, ...]:
         """What gathered operands, and gradients not scattered yet, take above their stored parts."""
@@ -244,3 +263,23 @@ class _Schedule:
                 what = "gathered weights" if variable in equation.inputs else "gradient before it is scattered"
                 held.append(Held(what=what, source=equation.source, shape=shape, dtype=dtype, num_bytes=more))
         return tuple(held)
+
+
+def _first_casts(program: Program) -> dict[Any, Any]:
+    """The dtypes that inputs are cast to, of those that a program only casts; calls are looked into."""
+    casts: dict[Any, Any] = {}
+    others: set[Any] = set()
+    for equation in program.equations:
+        inner = jaxprs.inner(equation)
+        inside = _first_casts(inner.program) if isinstance(inner, Call) else {}
+        names = inner.program.inputs if isinstance(inner, Call) else equation.inputs
+        for variable, name in zip(equation.inputs, names, strict=True):
+            if jaxprs.is_literal(variable):
+                continue
+            if equation.name == "convert_element_type":
+                casts[variable] = equation.params["new_dtype"]
+            elif name in inside:
+                casts[variable] = inside[name]
+            else:
+                others.add(variable)
+    return {variable: dtype for variable, dtype in casts.items() if variable not in others}

@@ -78,7 +78,7 @@ def bound_step(
     known = {name: seconds for name, seconds in terms.items() if seconds is not None}
     complete = len(known) == len(terms)
     busy = 1 - bubble
-    most: Resource | None = max(known, key=known.__getitem__) if complete else None
+    most = max((seconds, name) for name, seconds in known.items())[1] if complete else None
     return StepBound(
         compute_s=compute,
         hbm_s=hbm,

@@ -1,0 +1,111 @@
+"""The peak of a step's memory by class, against sums worked out by hand for a scan and a small decoder."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxscale.cost.memory import MemoryUse, count_memory
+from jaxscale.cost.placement import place
+from jaxscale.cost.programs import gradient_program, microbatch_of
+from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.derive import derive
+from tests.jaxscale.cost import steps
+
+NUM_LAYERS, BATCH, WIDTH = 24, 512, 64
+ACTIVATION, WEIGHTS = 4 * BATCH * WIDTH, 4 * NUM_LAYERS * WIDTH * WIDTH
+
+
+def chain_loss(remat: bool):
+    def loss(params, batch):
+        def body(x, w):
+            return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(jax.checkpoint(body) if remat else body, batch["x"], params)[0].sum()
+
+    return loss
+
+
+def chain(remat: bool, mesh: str = "data=1", **options) -> MemoryUse:
+    params = jax.ShapeDtypeStruct((NUM_LAYERS, WIDTH, WIDTH), "float32")
+    batch = {"x": jax.ShapeDtypeStruct((BATCH, WIDTH), "float32")}
+    plan = derive(chain_loss(remat), params, batch, MeshSpec.parse(mesh), optimizer=optax.adamw(1e-3))
+    part = microbatch_of(batch, options.get("num_microbatches", 1))
+    program = gradient_program(chain_loss(remat), params, part)
+    leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
+    return count_memory(program, place(program, plan.mesh, leaves), plan, **options)
+
+
+def test_without_remat_every_layer_keeps_what_its_gradient_needs():
+    use = chain(remat=False)
+    assert (use.parameters, use.gradients, use.batch) == (WEIGHTS, WEIGHTS, ACTIVATION)
+    # Two moments, and a count.
+    assert use.optimizer == 2 * WEIGHTS + 4
+    # x for the weights' gradient; tanh and 1 - tanh, of which jax makes its derivative.
+    assert use.kept == 3 * NUM_LAYERS * ACTIVATION
+    assert use.moment == "backward"
+    assert use.peak == sum(use.by_class.values())
+    # Inside a layer: the gradient of its output and of its input, and that of its weights.
+    assert use.temporaries <= 4 * ACTIVATION + 4 * WIDTH * WIDTH
+
+
+def test_with_remat_every_layer_keeps_its_input_alone():
+    use = chain(remat=True)
+    assert use.kept == use.all_kept == NUM_LAYERS * ACTIVATION
+
+
+def test_a_split_batch_splits_what_is_kept_and_fsdp_the_rest():
+    whole, split = chain(remat=False), chain(remat=False, mesh="data=4")
+    assert split.kept == whole.kept // 4
+    assert split.parameters == whole.parameters
+    split = chain(remat=False, mesh="fsdp=4")
+    assert (split.kept, split.parameters, split.gradients) == (
+        whole.kept // 4,
+        whole.parameters // 4,
+        whole.gradients // 4,
+    )
+
+
+def test_microbatches_keep_less_and_add_the_sums_of_gradients():
+    whole, halves = chain(remat=False), chain(remat=False, num_microbatches=2)
+    assert halves.kept == whole.kept // 2
+    assert halves.gradients == 2 * whole.gradients
+    assert halves.batch == whole.batch
+
+
+def test_not_donated_the_update_needs_parameters_and_state_twice():
+    donated, copied = chain(remat=True, mesh="data=128"), chain(remat=True, mesh="data=128", donated=False)
+    assert copied.moment == "update"
+    assert copied.peak == 2 * (copied.parameters + copied.optimizer) + copied.batch + copied.gradients
+    assert donated.peak < copied.peak
+
+
+def test_tensors_are_the_largest_with_who_made_them():
+    use = chain(remat=False)
+    sizes = [tensor.num_bytes for tensor in use.tensors]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == use.peak
+    assert use.tensors[0].kind == "kept"
+    assert use.tensors[0].shape == (NUM_LAYERS, BATCH, WIDTH)
+    assert use.tensors[0].source.startswith("test_memory.py:")
+
+
+@pytest.mark.parametrize("mesh", ["tensor=4", "data=2,fsdp=2,tensor=2"])
+def test_a_decoder_keeps_its_parts(mesh):
+    """With remat, what a layer keeps is the residual stream: whole over `tensor`, and the batch's part of it."""
+    plan = steps.plan(mesh)
+    use = count_memory(steps.program(True), steps.placement(mesh, True), plan)
+    ways = plan.mesh.data * plan.mesh.fsdp
+    stream = 4 * steps.CONFIG.num_layers * steps.BATCH * steps.LENGTH * steps.CONFIG.d_model // ways
+    layers = [t for t in use.tensors if t.kind == "kept" and t.shape[:1] == (steps.CONFIG.num_layers,)]
+    assert sum(t.num_bytes for t in layers) == stream
+    assert use.gradients == use.parameters == plan.total_bytes_per_device("parameter")
+
+
+def test_heads_and_hidden_units_are_split_over_tensor():
+    """Without remat most of what is kept has heads or hidden units, so four devices keep far less than half of it."""
+    kept = {
+        mesh: count_memory(steps.program(False), steps.placement(mesh, False), steps.plan(mesh)).kept
+        for mesh in ("data=1", "tensor=4")
+    }
+    assert kept["data=1"] / 4 < kept["tensor=4"] < kept["data=1"] / 2
