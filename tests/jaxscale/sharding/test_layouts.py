@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,3 +85,25 @@ def test_layouts_that_cannot_be_are_refused(changes: dict[str, object], message:
 def test_an_array_of_another_shape_is_refused() -> None:
     with pytest.raises(UsageError, match=r"got shape \(3, 4\), expected \(4,\)"):
         StoredLayout(logical_shape=(4,), dim=0, parts=(2, 2), num_shards=2).to_stored(np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.adamw(0.1), optax.adafactor(0.1, min_dim_size_to_factor=4), optax.contrib.muon(0.1), optax.sgd(0.1, 0.9)],
+)
+def test_optimizers_do_not_see_the_order(optimizer: optax.GradientTransformation) -> None:
+    layout = StoredLayout(logical_shape=(8, 24), dim=1, parts=(16, 4, 4), num_shards=4)
+    generator = np.random.default_rng(0)
+    params, *grads = (jnp.asarray(generator.normal(size=(8, 24)), jnp.float32) for _ in range(3))
+
+    @jax.jit
+    def train(params: jax.Array, grads: list[jax.Array]) -> jax.Array:
+        state = optimizer.init({"w": params})
+        for grad in grads:
+            updates, state = optimizer.update({"w": grad}, state, {"w": params})
+            params = params + updates["w"]
+        return params
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        stored = train(layout.to_stored(params), [layout.to_stored(grad) for grad in grads])
+        np.testing.assert_allclose(layout.to_logical(stored), train(params, grads), rtol=1e-4, atol=1e-5)
