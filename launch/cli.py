@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "what this machine has, and what is wrong with it"),
     "corpus pydocs": ("corpus_pydocs", "a BEIR folder out of the installed Python packages' documentation"),
     "explain": ("explain", "where every array of a recipe goes on a mesh, and why"),
+    "plan": ("plan", "what a recipe's step needs on TPUs, GPUs or CPUs that need not be there: predicted, compiled"),
     "train": ("train", "trains a recipe; the same command again resumes"),
     "import hf": ("import_hf", "a Hugging Face folder of the BERT family -> a model folder"),
     "embed": ("embed", "a corpus -> committed vectors"),
@@ -44,7 +45,7 @@ _READER_LEFT = 141
 _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 # Verbs whose first argument names a recipe, which gives the flags their defaults.
-RECIPE_VERBS = frozenset({"train", "explain"})
+RECIPE_VERBS = frozenset({"train", "explain", "plan"})
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
 _ENCODING_VERBS = frozenset({"embed", "demo"})

@@ -25,12 +25,12 @@ def tiny_decoder() -> LanguageModelJob:
 
 
 def far_too_large() -> LanguageModelJob:
-    """A decoder of 4 layers that no chip holds without splitting its layers."""
+    """A decoder of 9 layers whose state alone is more than 8 chips of 16 GB hold."""
     job = tiny_decoder()
     return dataclasses.replace(
         job,
         transformer=decoder_config(
-            num_layers=4, d_model=8192, num_heads=64, num_kv_heads=64, d_ff=65536, vocab_size=512, max_positions=32
+            num_layers=9, d_model=8192, num_heads=64, num_kv_heads=64, d_ff=65536, vocab_size=512, max_positions=32
         ),
     )
 

@@ -1,0 +1,123 @@
+"""`jaxscale plan`: predicted beside compiled, GPUs by prediction alone; what does not fit ends with 7 and a table."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.verbs import plan
+
+RECIPES = Path(__file__).parent / "planned_recipes.py"
+TINY = f"{RECIPES}:tiny_decoder"
+LARGE = f"{RECIPES}:far_too_large"
+
+
+def table(text):
+    """The rows that have a name and at least one value, by name."""
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in cells if len(row) > 1}
+
+
+def test_predicted_beside_compiled_on_emulated_devices(tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    assert cli.main(["plan", TINY, "--topology", "cpu:8", "--json", str(report)]) == 0
+    text = capsys.readouterr().out
+    rows = table(text)
+    assert "mesh fsdp=4,tensor=2 on cpu:8: 8 devices" in text
+    assert "compiles, no limit is known" in text
+    assert {"parameters", "optimizer", "batch", "gradients", "kept", "temporaries", "peak"} <= set(rows)
+    assert len(rows["of these arguments"]) == 2
+    found = json.loads(report.read_text())
+    assert found["fits"] is True
+    predicted, compiled = found["predicted"], found["compiled"]["step"]
+    # The step's counters, and Adam's own, are all that the plan does not hold.
+    held = sum(predicted["memory"][name] for name in ("parameters", "optimizer", "batch"))
+    assert compiled["memory"]["arguments"] == pytest.approx(held, abs=64)
+    assert compiled["loops_known"]
+    kinds = {(tuple(total["axes"]), total["kind"]) for total in compiled["collectives"]}
+    assert (("tensor",), "all_reduce") in kinds
+    assert {axes for axes, _ in kinds} >= {("fsdp",), ("tensor",)}
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def compile_recipe(request):
+        raise AssertionError(f"{request.topology} must not be compiled for")
+
+    monkeypatch.setattr(plan, "compile_recipe", compile_recipe)
+
+
+def test_gpus_are_predicted_and_it_says_so(no_compiler, tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    assert cli.main(["plan", TINY, "--topology", "h100:8", "--json", str(report)]) == 0
+    text = capsys.readouterr().out
+    assert "not compiled: programs for GPUs can't be compiled without one" in text
+    assert "predicted: fits of" in text
+    assert json.loads(report.read_text())["compiled"] is None
+    rows = table(text)
+    assert rows["bound by"][0] in ("compute", "hbm", "ici", "dcn")
+    assert float(rows["tokens/s at most"][0].replace(",", "")) > 0
+    assert rows["mfu at most"][0].endswith("%")
+
+
+def test_what_does_not_fit_ends_with_7_and_the_largest_tensors(no_compiler, tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    words = ["plan", LARGE, "--topology", "v5e:2x4", "--no-compile", "--mesh", "fsdp=4,tensor=2"]
+    assert cli.main([*words, "--json", str(report)]) == 7
+    captured = capsys.readouterr()
+    assert "does not fit on v5e:2x4 with mesh fsdp=4,tensor=2" in captured.err
+    assert "largest tensors when it is fullest" in captured.out
+    assert "changes that help, as predicted" in captured.out
+    found = json.loads(report.read_text())
+    assert (found["exit_code"], found["fits"]) == (7, False)
+    assert found["predicted"]["memory"]["parameters"] > 0
+    assert found["changes"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "plan needs --topology"),
+        ("--topology v9:2x2", "unknown chip 'v9'"),
+        ("--topology v5e:4", "expected 2 sizes"),
+        ("--topology v5e:2x4 --mesh fsdp=4", "fsdp=4 needs 4 devices, 8 are there"),
+        ("--topology v5e:2x4 --mesh fsdp=32 --slices 4", "16 examples must be divisible by fsdp=32; use 32"),
+    ],
+)
+def test_what_is_refused_before_anything_compiles(no_compiler, capsys, flags, message):
+    assert cli.main(["plan", TINY, *flags.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_step_is_refused(capsys):
+    assert cli.main(["plan", f"{RECIPES}:nothing_to_plan", "--topology", "cpu:8"]) == 2
+    assert "a str, which has no training step to plan" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_tpus_without_libtpu_say_what_to_install(capsys):
+    assert cli.main(["plan", TINY, "--topology", "v5e:2x4"]) == 4
+    assert "pip install 'jaxscale[tpu]'" in capsys.readouterr().err
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (the extra tpu)")
+def test_a_tpu_topology(tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    assert cli.main(["plan", TINY, "--topology", "v5e:2x4", "--json", str(report)]) == 0
+    assert "compiled: fits" in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert found["compiled"]["step"]["versions"]["libtpu"]
+    assert found["compiled"]["step"]["memory"]["temporaries"] > 0
+    assert found["compiled_bound"]["overlapped_s"] > 0
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (the extra tpu)")
+def test_the_compiler_says_what_does_not_fit(capsys):
+    assert cli.main(["plan", LARGE, "--topology", "v5e:2x4"]) == 7
+    captured = capsys.readouterr()
+    assert "compiled: does not fit: RESOURCE_EXHAUSTED" in captured.out
+    assert "largest tensors when it is fullest" in captured.out
