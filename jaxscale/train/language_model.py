@@ -5,6 +5,7 @@ There is no data source for it yet: such a job is for `explain`, `plan` and `tun
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxscale.errors import UsageError
 from jaxscale.nn import functional
 from jaxscale.nn.config import TransformerConfig
 from jaxscale.nn.functional import Params
+from jaxscale.nn.shrink import shrink
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
@@ -32,6 +34,8 @@ class LanguageModelJob:
       training: seed, steps, batch, optimizer, number format.
       operation: mesh, checkpoints, logging.
       z_loss: weight of the squared logarithm of the softmax's denominator; 0 for none.
+      load_balance_loss: weight of the experts' load balance; 0 for none, and without experts.
+      router_z_loss: weight of the squared logarithm of the router's softmax's denominator; the same.
       remat: whether the backward pass computes each layer again rather than keep what is inside it.
     """
 
@@ -40,6 +44,8 @@ class LanguageModelJob:
     training: TrainingIdentity
     operation: Operation
     z_loss: float = 0.0
+    load_balance_loss: float = 0.0
+    router_z_loss: float = 0.0
     remat: bool = True
 
     def __post_init__(self) -> None:
@@ -48,8 +54,14 @@ class LanguageModelJob:
                 f"sequence_length={self.sequence_length} must be between 1 and the transformer's "
                 f"max_positions={self.transformer.max_positions}"
             )
-        if not self.z_loss >= 0.0:
-            raise UsageError(f"z_loss={self.z_loss} must be at least 0")
+        for name in ("z_loss", "load_balance_loss", "router_z_loss"):
+            if not getattr(self, name) >= 0.0:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.transformer.experts is None and (self.load_balance_loss or self.router_z_loss):
+            raise UsageError(
+                f"load_balance_loss={self.load_balance_loss} and router_z_loss={self.router_z_loss} are of experts, "
+                "which the transformer has none of; use 0"
+            )
 
     def planned_step(self) -> PlannedStep:
         """The training step on shapes alone.
@@ -76,7 +88,7 @@ class LanguageModelJob:
           key: for dropout.
         """
         compute_dtype = jnp.dtype(self.training.compute_dtype)
-        hidden = functional.apply(
+        hidden, router = functional.apply_with_router(
             self.transformer,
             params,
             batch["tokens"],
@@ -87,7 +99,25 @@ class LanguageModelJob:
         )
         scores_of = functional.logits if self.transformer.kind == "decoder" else functional.masked_token_logits
         scores = scores_of(self.transformer, params, hidden, compute_dtype=compute_dtype)
-        return token_loss(scores, batch["targets"], z_loss=self.z_loss)
+        loss = token_loss(scores, batch["targets"], z_loss=self.z_loss)
+        if router is None:
+            return loss
+        return loss + self.load_balance_loss * router.load_balance + self.router_z_loss * router.z
+
+    def shrunk(self, *, num_layers: int = 2, sequence_length: int = 16, global_batch_size: int = 16) -> Self:
+        """A job of the same structure that any machine can run, in float32; see `jaxscale.nn.shrink`.
+
+        Args:
+          num_layers: of the small model.
+          sequence_length: tokens per example.
+          global_batch_size: examples per step.
+        """
+        return dataclasses.replace(
+            self,
+            transformer=shrink(self.transformer, num_layers=num_layers, max_positions=sequence_length),
+            sequence_length=sequence_length,
+            training=dataclasses.replace(self.training, global_batch_size=global_batch_size, compute_dtype="float32"),
+        )
 
 
 def token_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], *, z_loss: float = 0.0) -> Float32[Array, ""]:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
+from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import NO_TARGET, LanguageModelJob, token_loss
@@ -72,6 +73,20 @@ def test_the_loss_is_that_of_the_model_s_own_scores(transformer):
     assert float(jax.jit(job.planned_step().loss)(params, batch)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_routers_losses_are_added_by_their_weights():
+    experts = ExpertsConfig(num_experts=4, num_experts_per_token=2, capacity_factor=1.0, group_size=8)
+    mixture, batch = dataclasses.replace(DECODER, experts=experts), random_batch()
+    params = random_params(mixture)
+    plain, weighted = (
+        job_of(mixture, load_balance_loss=balance, router_z_loss=z) for balance, z in ((0.0, 0.0), (0.5, 0.25))
+    )
+    _, router = jax.jit(lambda p: functional.apply_with_router(mixture, p, batch["tokens"], None))(params)
+    added = float(
+        jax.jit(weighted.planned_step().loss)(params, batch) - jax.jit(plain.planned_step().loss)(params, batch)
+    )
+    assert added == pytest.approx(0.5 * float(router.load_balance) + 0.25 * float(router.z), rel=1e-3)
+
+
 def test_the_planned_step_has_the_shapes_of_the_model_and_reads_nothing():
     step = job_of(DECODER).planned_step()
     assert step.params["layers"]["attention"]["key"]["kernel"].shape == (2, 16, 2, 4)
@@ -110,8 +125,9 @@ def test_dropout_is_in_the_planned_loss_where_the_model_has_it():
     ("field", "value", "message"),
     [
         ("sequence_length", 9, "max_positions=8"),
-        ("sequence_length", 0, "at least|between 1"),
+        ("sequence_length", 0, "between 1"),
         ("z_loss", -1.0, "z_loss"),
+        ("router_z_loss", 0.1, "which the transformer has none of"),
     ],
 )
 def test_refuses_a_job_that_cannot_be(field, value, message):
