@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from configs.bert import bert_base
 from jaxscale.nn.families import bert_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
@@ -36,6 +37,30 @@ def two_tower_small() -> DualTowerJob:
             compute_dtype="bfloat16",
         ),
         operation=Operation(checkpoint_every_steps=400, eval_every_steps=400, best_metric="sample_nDCG@10"),
+    )
+
+
+def two_tower_bert_base() -> DualTowerJob:
+    """Shared towers of BERT base size, 108,891,648 parameters, on 4,096 pairs per step; a pattern for any encoder.
+
+    Command: jaxscale train two_tower_bert_base --data.folder BEIR --init-from BERT --out RUN
+    With `--init-from` (`explain`: `--towers.init-from`) the towers are those of any BERT-like model; without, random.
+    Hardware, time, expected: never trained; 4,096 pairs are for a pod, as in Ni et al. 2021 (GTR), section 3.2,
+      https://arxiv.org/abs/2112.07899 (2,048).
+    """
+    return DualTowerJob(
+        towers=Towers(transformer=bert_base().transformer, dropout_rate=0.0),
+        data=PairData(query_buckets=(32,), document_buckets=(128,)),
+        contrastive=Contrastive(temperature=0.02),
+        training=TrainingIdentity(
+            num_steps=10_000,
+            global_batch_size=4096,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(kind="linear", peak_learning_rate=2e-5, warmup_steps=500, decay_steps=10_000)
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(eval_every_steps=1000, best_metric="sample_nDCG@10"),
     )
 
 

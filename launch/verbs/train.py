@@ -36,8 +36,9 @@ class Command:
     mesh: str = ""
     fork_from: str = ""
     init_from: str = ""
-    # tyro sees the class of the recipe's job through the default that `for_recipe` gives.
-    job: Annotated[Any, tyro.conf.arg(name="")] = None
+    # tyro sees the class of the recipe's job through the default that `for_recipe` gives. An optional part that the
+    # recipe has is flags like any other; one that it does without stays away.
+    job: Annotated[Any, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = None
 
     @classmethod
     def for_recipe(cls, name: str, job: Any) -> Self:

@@ -25,9 +25,15 @@ def test_it_prints_the_plan_and_reports_it_as_json(tmp_path, capsys):
 
 
 def test_devices_that_are_not_there_can_be_explained(capsys):
-    words = ["explain", "two_tower_tiny", "--mesh", "fsdp=16,tensor=16"]
+    words = ["explain", "llama2_7b", "--mesh", "fsdp=16,tensor=16"]
     assert cli.main(words) == 0
     assert "256 devices" in capsys.readouterr().out
+
+
+def test_an_optional_part_that_the_recipe_has_is_flags(capsys):
+    words = ["explain", "mixtral_8x7b", "--mesh", "expert=4", "--transformer.experts.num-experts", "4"]
+    assert cli.main(words) == 0
+    assert "32 4 4096 14336" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Recipes of the Mixtral family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+
+from jaxscale.nn.config import ExpertsConfig
+from jaxscale.nn.families import decoder_config
+from jaxscale.train.job import Operation, TrainingIdentity
+from jaxscale.train.language_model import LanguageModelJob
+from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+
+
+def mixtral_8x7b() -> LanguageModelJob:
+    """Mixtral 8x7B: 46,702,792,704 parameters, 8 experts of which 2 read a token; 4,194,304 tokens per step.
+
+    Command: jaxscale explain mixtral_8x7b --mesh fsdp=16,expert=8
+    Source: Jiang et al. 2024, "Mixtral of experts", table 1 and section 2, https://arxiv.org/abs/2401.04088.
+    Count: of the published checkpoint, `mistralai/Mixtral-8x7B-v0.1`. The paper drops no tokens and tells nothing of
+      its training: capacity, loss weights, batch, steps, and sequences of 4,096 tokens (of 32,768) are ours.
+    """
+    return LanguageModelJob(
+        transformer=decoder_config(
+            num_layers=32,
+            d_model=4096,
+            num_heads=32,
+            num_kv_heads=8,
+            d_ff=14336,
+            vocab_size=32000,
+            max_positions=32768,
+            rope_base=1e6,
+            experts=ExpertsConfig(num_experts=8, num_experts_per_token=2, capacity_factor=1.25, group_size=512),
+            tied_output=False,
+        ),
+        sequence_length=4096,
+        training=TrainingIdentity(
+            num_steps=500_000,
+            global_batch_size=1024,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(
+                    peak_learning_rate=3e-4, final_learning_rate=3e-5, warmup_steps=2000, decay_steps=500_000
+                ),
+                b2=0.95,
+                weight_decay=0.1,
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(),
+        load_balance_loss=0.01,
+        router_z_loss=0.001,
+    )
