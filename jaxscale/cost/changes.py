@@ -1,7 +1,8 @@
 """What to change where a step does not fit: each change counted again, with what it saves."""
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -32,12 +33,21 @@ class Change:
       peak_bytes: of one device with it.
       saved_bytes: what that is less than without.
       fits: whether it is then within the memory of a device; None where that is not known.
+      num_devices: that it takes.
     """
 
     what: str
     peak_bytes: int
     saved_bytes: int
     fits: bool | None
+    num_devices: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tried:
+    what: str
+    peak: int
+    num_devices: int
 
 
 def propose_changes(
@@ -48,11 +58,11 @@ def propose_changes(
     plan: ShardingPlan,
     estimate: StepEstimate,
 ) -> tuple[Change, ...]:
-    """The three changes that help most: those with which the step fits first, then those that save more.
+    """The three changes that help most: those with which the step fits first, on no more devices, that save more.
 
-    Tried are: replicas of the parameters that share them instead (`fsdp`), and half of `tensor` as well; twice the
-    microbatches; computing the bodies of scans again in the backward pass; optimizer state in bfloat16; twice the
-    devices on `fsdp`.
+    Tried are: replicas of the parameters that share them instead (`fsdp`), or half of `tensor` that does; more
+    microbatches, or more devices on `fsdp`, doubled until it fits; computing the bodies of scans again in the backward
+    pass; optimizer state in bfloat16.
 
     Args:
       loss: a traceable function of (params, batch) that returns a scalar.
@@ -70,9 +80,9 @@ def propose_changes(
         *step.with_half_the_state(),
     ]
     chip = estimate.topology.chip
-    changes = [_change(what, peak, estimate.memory.peak, chip) for what, peak in peaks]
+    changes = [_change(tried, estimate.memory.peak, chip) for tried in peaks]
     helpful = [change for change in changes if change.saved_bytes > 0]
-    helpful.sort(key=lambda change: (not change.fits, -change.saved_bytes))
+    helpful.sort(key=lambda change: (not change.fits, change.num_devices, -change.saved_bytes))
     return tuple(helpful[:_MAX_CHANGES])
 
 
@@ -118,28 +128,45 @@ class _Step:
     plan: ShardingPlan
     estimate: StepEstimate
 
-    def with_other_meshes(self) -> Iterator[tuple[str, int]]:
-        """Meshes with more devices on `fsdp`."""
-        mesh = self.plan.mesh
-        programs = self._programs(self.loss, self.estimate.num_microbatches)
-        tried = []
+    def with_other_meshes(self) -> Iterator[_Tried]:
+        """Meshes of as many devices with more of them on `fsdp`, and the fewest more devices with which it fits."""
+        mesh, programs = self.plan.mesh, self._programs(self.loss, self.estimate.num_microbatches)
         if mesh.data > 1:
-            tried.append(dataclasses.replace(mesh, data=1, fsdp=mesh.fsdp * mesh.data))
+            other = dataclasses.replace(mesh, data=1, fsdp=mesh.fsdp * mesh.data)
+            yield from self._tried(f"mesh {other}", programs, other)
         if mesh.tensor % 2 == 0:
-            tried.append(dataclasses.replace(mesh, tensor=mesh.tensor // 2, fsdp=mesh.fsdp * 2))
-        tried.append(dataclasses.replace(mesh, fsdp=mesh.fsdp * 2))
-        for other in tried:
-            more = "" if other.num_devices == mesh.num_devices else f", on {other.num_devices} devices"
-            yield from self._tried(f"mesh {other}{more}", programs, other)
+            other = dataclasses.replace(mesh, tensor=mesh.tensor // 2, fsdp=mesh.fsdp * 2)
+            yield from self._tried(f"mesh {other}", programs, other)
+        larger = (dataclasses.replace(mesh, fsdp=mesh.fsdp * 2**n) for n in itertools.count(1))
+        yield from self._first_that_fits(
+            self._tried(f"mesh {other}, on {other.num_devices} devices", programs, other) for other in larger
+        )
 
-    def with_more_microbatches(self) -> Iterator[tuple[str, int]]:
-        """Half the examples at a time."""
-        number = 2 * self.estimate.num_microbatches
+    def with_more_microbatches(self) -> Iterator[_Tried]:
+        """The fewest microbatches with which it fits."""
         batch = [leaf for leaf in self.plan.leaves if leaf.role == "batch" and leaf.shape]
-        if all(leaf.shape[0] % (number * num_parts(self.plan.mesh, leaf.spec[0])) == 0 for leaf in batch):
-            yield from self._tried(f"{number} microbatches", self._programs(self.loss, number), self.plan.mesh)
 
-    def with_remat(self) -> Iterator[tuple[str, int]]:
+        def tried(number: int) -> Iterator[_Tried]:
+            if all(leaf.shape[0] % (number * num_parts(self.plan.mesh, leaf.spec[0])) == 0 for leaf in batch):
+                yield from self._tried(f"{number} microbatches", self._programs(self.loss, number), self.plan.mesh)
+
+        numbers = (self.estimate.num_microbatches * 2**n for n in itertools.count(1))
+        yield from self._first_that_fits(map(tried, numbers))
+
+    def _first_that_fits(self, tries: Iterable[Iterator[_Tried]]) -> Iterator[_Tried]:
+        """The first of ever larger changes with which the step fits, or the last that is possible and still helps."""
+        limit, best = self.estimate.topology.chip.limit_bytes_per_device, None
+        for found in tries:
+            change = next(found, None)
+            if change is None or (best is not None and change.peak >= best.peak):
+                break
+            best = change
+            if limit is None or change.peak <= limit:
+                break
+        if best is not None:
+            yield best
+
+    def with_remat(self) -> Iterator[_Tried]:
         """Scanned layers computed again."""
         number = self.estimate.num_microbatches
         if not _has_scan(self._programs(self.loss, number)):
@@ -148,15 +175,16 @@ class _Step:
         programs = self._programs(rematerialized(self.loss, self.params, part), number)
         yield from self._tried("remat: the body of each scan computed again", programs, self.plan.mesh)
 
-    def with_half_the_state(self) -> Iterator[tuple[str, int]]:
+    def with_half_the_state(self) -> Iterator[_Tried]:
         """Moments of two bytes a number."""
         leaves = [
             leaf for leaf in self.plan.leaves if leaf.role == "optimizer" and leaf.dtype == "float32" and leaf.shape
         ]
         saved = sum(leaf.bytes_per_device for leaf in leaves) // 2
-        yield "optimizer state in bfloat16", self.estimate.memory.peak - saved
+        peak = self.estimate.memory.peak - saved
+        yield _Tried("optimizer state in bfloat16", peak, self.plan.mesh.num_devices)
 
-    def _tried(self, what: str, programs: StepPrograms, mesh: MeshSpec) -> Iterator[tuple[str, int]]:
+    def _tried(self, what: str, programs: StepPrograms, mesh: MeshSpec) -> Iterator[_Tried]:
         try:
             plan = self.plan
             if mesh != plan.mesh:
@@ -169,7 +197,7 @@ class _Step:
         leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
         placement = place(programs.gradient, mesh, leaves)
         use = count_memory(programs.gradient, placement, plan, num_microbatches=programs.num_microbatches)
-        yield what, use.peak
+        yield _Tried(what, use.peak, mesh.num_devices)
 
     def _programs(self, loss: Loss, num_microbatches: int) -> StepPrograms:
         return trace_programs(loss, self.params, self.batch, num_microbatches=num_microbatches)
@@ -179,7 +207,12 @@ def _has_scan(programs: StepPrograms) -> bool:
     return any(equation.name == "scan" for equation in programs.forward.equations)
 
 
-def _change(what: str, peak: int, before: int, chip: Chip) -> Change:
+def _change(tried: _Tried, before: int, chip: Chip) -> Change:
     limit = chip.limit_bytes_per_device
-    fits = None if limit is None else peak <= limit
-    return Change(what=what, peak_bytes=peak, saved_bytes=before - peak, fits=fits)
+    return Change(
+        what=tried.what,
+        peak_bytes=tried.peak,
+        saved_bytes=before - tried.peak,
+        fits=None if limit is None else tried.peak <= limit,
+        num_devices=tried.num_devices,
+    )

@@ -111,6 +111,8 @@ class _Schedule:
         self._ops = tuple(self._flat(program, path))
         self._outputs = [self._name(path, variable) for variable in program.outputs if not jaxprs.is_literal(variable)]
         self._is_outermost = path == ()
+        # Numbers repeated: a compiler moves them into the loop that reads them.
+        self._repeated = {node for op in self._ops if _is_repeated_number(op.equation) for node in op.writes}
         self._last: dict[Key, int] = {}
         self._is_held: dict[Key, bool] = {}
         self._find_lifetimes()
@@ -196,7 +198,7 @@ class _Schedule:
                 self._last[node] = max(self._last.get(node, -1), until)
                 # Two are as good as many.
                 readers[node] = set(sorted(readers.get(node, set()) | anchors)[:2])
-                if op.is_loop:
+                if op.is_loop and node not in self._repeated:
                     self._is_held[node] = True
 
     def _flat(self, program: Program, path: Address) -> Iterator[_Op]:
@@ -263,6 +265,10 @@ class _Schedule:
                 what = "gathered weights" if variable in equation.inputs else "gradient before it is scattered"
                 held.append(Held(what=what, source=equation.source, shape=shape, dtype=dtype, num_bytes=more))
         return tuple(held)
+
+
+def _is_repeated_number(equation: Equation) -> bool:
+    return equation.name == "broadcast_in_dim" and jaxprs.shape_of(equation.inputs[0]) == ()
 
 
 def _first_casts(program: Program) -> dict[Any, Any]:

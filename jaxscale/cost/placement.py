@@ -108,7 +108,12 @@ def place(program: Program, mesh: MeshSpec, leaves: Sequence[PlannedLeaf]) -> Pl
       leaves: of its inputs: the parameters, then the batch.
     """
     walk = _Walk(leaves)
-    inputs = [walk.value(leaf.shape, is_data=leaf.role == "batch", origin=i) for i, leaf in enumerate(leaves)]
+    # Of a microbatch's program the batch is smaller than the plan's.
+    shapes = [jaxprs.shape_of(variable) for variable in program.inputs]
+    inputs = [
+        walk.value(shape, is_data=leaf.role == "batch", origin=i)
+        for i, (leaf, shape) in enumerate(zip(leaves, shapes, strict=True))
+    ]
     walk.run(program, inputs, ())
     resolved = _Resolved(walk, mesh, inputs)
     gradients: dict[Key, int] = {}

@@ -71,6 +71,7 @@ def test_microbatches_keep_less_and_add_the_sums_of_gradients():
     assert halves.kept == whole.kept // 2
     assert halves.gradients == 2 * whole.gradients
     assert halves.batch == whole.batch
+    assert chain(remat=False, num_microbatches=2, mesh="data=4").kept == whole.kept // 8
 
 
 def test_not_donated_the_update_needs_parameters_and_state_twice():
@@ -109,3 +110,20 @@ def test_heads_and_hidden_units_are_split_over_tensor():
         for mesh in ("data=1", "tensor=4")
     }
     assert kept["data=1"] / 4 < kept["tensor=4"] < kept["data=1"] / 2
+
+
+def test_a_repeated_number_is_not_held_for_the_loop_that_reads_it():
+    def loss(params, batch):
+        ones = jnp.broadcast_to(jnp.float32(0.5), (BATCH, 64 * WIDTH))
+
+        def body(x, w):
+            return jnp.tanh(x @ w) * jnp.sum(ones * x[:, :1]), None
+
+        return jax.lax.scan(jax.checkpoint(body), batch["x"], params)[0].sum()
+
+    params = jax.ShapeDtypeStruct((NUM_LAYERS, WIDTH, WIDTH), "float32")
+    batch = {"x": jax.ShapeDtypeStruct((BATCH, WIDTH), "float32")}
+    plan = derive(loss, params, batch, MeshSpec(data=1))
+    program = gradient_program(loss, params, batch)
+    use = count_memory(program, place(program, plan.mesh, plan.leaves), plan)
+    assert max(tensor.num_bytes for tensor in use.tensors) < 64 * ACTIVATION
