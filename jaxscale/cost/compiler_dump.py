@@ -14,7 +14,7 @@ from jaxscale.sharding.hlo import HloProgram, Instruction, parse_program
 _OPTIONS = {"xla_dump_hlo_as_text": True}
 _PEAK = re.compile(r"^  Live ranges at \d+ \(peak\):$")
 _BUFFER = re.compile(r"^    ([\w.\-]+)\{([\d,]*)\}: (\d+) bytes")
-_USED = re.compile(r"^Total bytes used: (\d+)")
+_USED = re.compile(r"^Memory Space: default.*\nTotal bytes: (\d+)", re.MULTILINE)
 _AVAILABLE = re.compile(r"exceeds available HBM \(([\d.]+)([KMGT]?)\)|of ([\d.]+)([KMGT]?) hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -52,11 +52,8 @@ def dumped_text(folder: Path) -> str:
 
 def needed_bytes(folder: Path) -> int | None:
     """The memory that the program needs on one device, arguments included; None where the dump does not say."""
-    for line in _only(folder, "*.after_optimizations-buffer-assignment-values.txt").read_text().splitlines():
-        match = _USED.match(line)
-        if match is not None:
-            return int(match[1])
-    return None
+    match = _USED.search(_only(folder, "*.after_optimizations-memory-usage-report.txt").read_text())
+    return None if match is None else int(match[1])
 
 
 def available_bytes(message: str) -> int | None:
@@ -101,7 +98,7 @@ def _buffer(program: HloProgram, made: Instruction | None, index: str, num_bytes
     return Buffer(
         num_bytes=num_bytes,
         shape=shape,
-        op=made.attribute(r'\bop_name="([^"]*)"') or made.name,
+        op=made.op_name or made.name,
         source=program.source_of(made),
     )
 

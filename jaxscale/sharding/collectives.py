@@ -208,7 +208,7 @@ def _one(program: HloProgram, axes: dict[str, int], place: _Place, made: Instruc
         num_bytes=_num_bytes(place.computation, made, kind, group_size),
         num_runs=place.num_runs,
         num_runs_known=place.num_runs_known,
-        op=made.attribute(r'\bop_name="([^"]*)"') or "",
+        op=made.op_name,
         source=program.source_of(made),
     )
 

@@ -76,6 +76,11 @@ class Instruction:
         names = [] if branches is None else [name.strip().lstrip("%") for name in branches[1].split(",")]
         return found | {f"branch {index}": name for index, name in enumerate(names)}
 
+    @property
+    def op_name(self) -> str:
+        """What jax calls it; of an argument of the program its path; empty where the compiler made it."""
+        return (self.attribute(r'\bop_name="([^"]*)"') or "").replace("\\'", "'")
+
     def attribute(self, pattern: str) -> str | None:
         """The first group of a regular expression in its attributes, or None."""
         match = re.search(pattern, self.attributes)

@@ -17,7 +17,7 @@ StackFrames
 1 {file_location_id=1 parent_frame_id=1}
 
 ENTRY %main (param.1: f32[64,64]) -> f32[64,64] {
-  %param.1 = f32[64,64]{1,0:T(8,128)} parameter(0), metadata={op_name="state['params']['table']"}
+  %param.1 = f32[64,64]{1,0:T(8,128)} parameter(0), metadata={op_name="state[\\'params\\'][\\'table\\']"}
   %pair = (bf16[64,64]{1,0}, s32[]) custom-call(%param.1), metadata={op_name="jit(step)/sort" stack_frame_id=1}
   ROOT %fusion.2 = f32[64,64]{1,0:T(8,128)} fusion(%pair), metadata={op_name="jit(step)/dot_general" stack_frame_id=1}
 }
@@ -35,6 +35,16 @@ HloLiveRange (max 3):
     main (100.0%, total: 57 856 bytes)
 """
 
+USAGE = """\
+Memory Space: vmem (color=1)
+Total bytes: 4096 (4.0KiB)
+  cumulative_size;       size;       offset; used_by_n_values; shapes_list
+
+Memory Space: default (color=0)
+Total bytes: 57856 (56.5KiB)
+  cumulative_size;       size;       offset; used_by_n_values; shapes_list
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -42,8 +52,8 @@ def folder(tmp_path):
     (tmp_path / f"{stem}.after_optimizations.txt").write_text(PROGRAM)
     (tmp_path / f"{stem}.after_optimizations_before_buffer_assignment.txt").write_text("something else")
     (tmp_path / f"{stem}.after_optimizations-live-range.txt").write_text(LIVE_RANGES)
-    values = tmp_path / f"{stem}.after_optimizations-buffer-assignment-values.txt"
-    values.write_text("\nTotal bytes used: 57856 (56.5KiB)\n\nUsed values:\n")
+    report = tmp_path / f"{stem}.after_optimizations-memory-usage-report.txt"
+    report.write_text(USAGE)
     return tmp_path
 
 
