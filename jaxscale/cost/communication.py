@@ -14,13 +14,13 @@ A reduction over `slice` and other axes together runs inside the slices first an
 data-centre network. What the optimizer's update moves is not counted: elementwise optimizers move nothing.
 """
 
-import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from jaxscale.cost.placement import Key, Placement, num_bytes
+from jaxscale.cost.placement import Key, Placement, Split, num_bytes
 from jaxscale.cost.rings import COLLECTIVE_KINDS, CollectiveKind, ring_bytes
+from jaxscale.cost.traffic import Collective, Traffic
 from jaxscale.mesh import AXES, axis_of
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
@@ -36,64 +36,8 @@ _LINEAR = frozenset(
 )
 # Operations on a parameter alone that are done on the stored parts, before it is gathered.
 _ON_PARTS = frozenset({"convert_element_type", "copy", "reduce_precision", "reshape", "squeeze", "transpose"})
+_CONTRACTIONS = frozenset({"dot_general", "ragged_dot", "ragged_dot_general"})
 _REDUCTIONS = frozenset({"argmax", "argmin", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Collective:
-    """All collectives of one kind over one set of axes that one line of a program makes in a step.
-
-    Attributes:
-      kind: of collective.
-      axes: whose devices take part, slowest network first.
-      network: what the axes run over.
-      num_runs: in a step.
-      num_bytes: of the array, per device and run, in the sense of `ring_bytes`.
-      bytes_moved: that each device sends in a step, in all runs.
-      source: the user's line.
-    """
-
-    kind: CollectiveKind
-    axes: tuple[str, ...]
-    network: Literal["ici", "dcn"]
-    num_runs: int
-    num_bytes: int
-    bytes_moved: float
-    source: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """Everything that a step moves, most bytes first."""
-
-    collectives: tuple[Collective, ...]
-
-    def bytes_moved(
-        self, *, kind: CollectiveKind | None = None, axes: tuple[str, ...] | None = None, network: str | None = None
-    ) -> float:
-        """What each device sends in a step, of one kind, over one set of axes, over one network; None for all."""
-        return sum(
-            c.bytes_moved
-            for c in self.collectives
-            if kind in (None, c.kind) and axes in (None, c.axes) and network in (None, c.network)
-        )
-
-    @property
-    def by_kind_and_axes(self) -> dict[tuple[CollectiveKind, tuple[str, ...]], float]:
-        """Bytes that each device sends in a step."""
-        totals: dict[tuple[CollectiveKind, tuple[str, ...]], float] = collections.defaultdict(float)
-        for c in self.collectives:
-            totals[(c.kind, c.axes)] += c.bytes_moved
-        return dict(totals)
-
-    def times(self, number: int) -> "Traffic":
-        """The traffic of as many microbatches."""
-        return Traffic(
-            collectives=tuple(
-                dataclasses.replace(c, num_runs=c.num_runs * number, bytes_moved=c.bytes_moved * number)
-                for c in self.collectives
-            )
-        )
 
 
 def count_traffic(program: Program, placement: Placement) -> Traffic:
@@ -261,26 +205,31 @@ class _Walk:
         return ()
 
     def _contracted(self, at: "_At") -> DimAxes:
-        """The axes over which a contraction leaves partial sums; operands that don't fit are gathered first."""
+        """The axes over which a contraction leaves partial sums; operands that don't fit are sent around first."""
         (contracted, batch) = at.equation.params["dimension_numbers"]
         splits = [self._placement.split(at.path, variable) for variable in at.equation.inputs]
-        sums = [
-            [axis for dim in dims for axis in split.dims[dim]] for dims, split in zip(contracted, splits, strict=True)
-        ]
+        sums = [_axes_of(split, dims) for split, dims in zip(splits, contracted, strict=True)]
+        rows = [_axes_of(split, dims) for split, dims in zip(splits, batch, strict=True)]
         free = [
-            [a for dim, axes in enumerate(split.dims) if dim not in (*dims, *rows) for a in axes]
-            for split, dims, rows in zip(splits, contracted, batch, strict=True)
+            [a for a in split.axes if a not in (*mine, *same)]
+            for split, mine, same in zip(splits, sums, rows, strict=True)
         ]
-        for side in (0, 1):
-            # Split here over an axis that the other side uses for something else: this side's parts are gathered.
-            clash = tuple(a for a in sums[side] if a in free[1 - side])
-            if clash:
-                self._gather(at.equation.inputs[side], clash, at)
-                sums[side] = [a for a in sums[side] if a not in clash]
+        if self._placement.gradient_of(at.path, at.equation.outputs[0]) is not None:
+            # The gradient of an expert's weights: its tokens are with it, whatever splits them elsewhere.
+            own = {a for a in self._placement.split(at.path, at.equation.outputs[0]).axes if axis_of(a) == "expert"}
+            sums = [[a for a in mine if a not in own] for mine in sums]
+        for side, variable in enumerate(at.equation.inputs):
+            # Split here over an axis that the other side uses for something else: this side's parts are moved.
+            gathered = tuple(a for a in sums[side] if a in free[1 - side])
+            exchanged = tuple(a for a in sums[side] if a in rows[1 - side] and a not in rows[side])
+            if gathered:
+                self._gather(variable, gathered, at)
+            if exchanged:
+                self._send("all_to_all", variable, exchanged, at)
+            sums[side] = [a for a in sums[side] if a not in (*gathered, *exchanged)]
         both = tuple(a for a in free[0] if a in free[1])
         if both:
-            smaller = min(at.equation.inputs, key=num_bytes)
-            self._gather(smaller, both, at)
+            self._gather(min(at.equation.inputs, key=num_bytes), both, at)
         return tuple(dict.fromkeys((*sums[0], *sums[1])))
 
     def _reduced(self, at: "_At") -> DimAxes:
@@ -307,9 +256,9 @@ class _Walk:
         equation, placement = at.equation, self._placement
         data = [v for v in equation.inputs if placement.is_data(at.path, v)]
         weights = [v for v in equation.inputs if not jaxprs.is_literal(v) and v not in data]
-        axes = {a for v in weights for a in placement.split(at.path, v).axes if axis_of(a) == "expert"}
+        axes = {a for v in weights for a in self._of_each_expert(at, v)}
         there = any(one.at_experts for one in held)
-        is_contraction = equation.name in ("dot_general", "ragged_dot", "ragged_dot_general")
+        is_contraction = equation.name in _CONTRACTIONS
         if axes and data and is_contraction:
             for variable in data:
                 if not self._read(at.path, variable).at_experts:
@@ -322,6 +271,17 @@ class _Walk:
                     self._send("all_to_all", variable, ("expert",), at)
             return False
         return there
+
+    def _of_each_expert(self, at: "_At", weights: Any) -> list[str]:
+        """The `expert` axes of weights that each expert has its own of: with a batch dim for the experts, or ragged."""
+        split, equation = self._placement.split(at.path, weights), at.equation
+        if equation.name not in _CONTRACTIONS:
+            return []
+        axes = list(split.axes)
+        if equation.name == "dot_general":
+            _, batch = equation.params["dimension_numbers"]
+            axes = _axes_of(split, batch[0 if weights is equation.inputs[0] else 1])
+        return [a for a in axes if axis_of(a) == "expert"]
 
     def add_up_all(self, variables: Sequence[Any], at: "_At") -> None:
         """Adds up those variables of which the devices hold partial sums."""
@@ -387,6 +347,10 @@ class _Walk:
                 source=source or at.equation.source,
             )
         )
+
+
+def _axes_of(split: Split, dims: Sequence[int]) -> list[str]:
+    return [axis for dim in dims for axis in split.dims[dim]]
 
 
 @dataclasses.dataclass(frozen=True)

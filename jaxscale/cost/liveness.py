@@ -131,7 +131,7 @@ class _Schedule:
             values = (*before.values(), *made.values(), *op.inside)
             total = sum(value.num_bytes for value in values)
             if total > most:
-                worst, most = Moment(self._marked({**before, **made}, i) + op.inside), total
+                worst, most = Moment(self._marked({**before, **made}) + op.inside), total
             live.update(made)
             live = {node: held for node, held in live.items() if self._last.get(node, -1) > i}
         return worst
@@ -143,11 +143,11 @@ class _Schedule:
                 if self._is_held.get(node) and position < self._last.get(node, -1) < len(self._ops):
                     yield dataclasses.replace(self._describe(op, node), is_kept=True)
 
-    def _marked(self, live: dict[Key, Held], now: int) -> tuple[Held, ...]:
-        """Those made in the forward pass and needed in the backward pass are kept; a loop's body has no such passes."""
-        end = self.end_of_forward if self._is_outermost else now
+    def _marked(self, live: dict[Key, Held]) -> tuple[Held, ...]:
+        """What the forward pass makes and the backward pass needs is kept; a loop's body has no such passes."""
+        end = self.end_of_forward if self._is_outermost else len(self._ops)
         return tuple(
-            dataclasses.replace(held, is_kept=self._made_at[node] <= end < now and self._last[node] < len(self._ops))
+            dataclasses.replace(held, is_kept=self._made_at[node] <= end < self._last.get(node, -1) < len(self._ops))
             for node, held in live.items()
         )
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxscale.mesh import MeshSpec, axis_of
+from jaxscale.mesh import AXES, MeshSpec, axis_of
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.factors import Dim
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
@@ -232,8 +232,12 @@ class _Resolved:
         """Each axis splits the first dim that has it; a second dim with it stays whole."""
         taken: list[str] = []
         dims: list[DimAxes] = []
+        # A parameter is split as it is stored, even where another's dim of the same factor is split further.
+        origins = [] if value.is_data else [self._leaves[i] for i in value.origins]
+        of = {axis_of(axis) for leaf in origins for axes in leaf.spec for axis in axes} if origins else set(AXES)
         for dim in value.dims:
             axes = [axis for factor in self._factors.resolve(dim) for axis in self._axes.get(factor, ())]
+            axes = [axis for axis in axes if axis_of(axis) in of]
             mine = [axis for axis in axes if not any(overlap(self._mesh, axis, other) for other in taken)]
             taken += mine
             dims.append(merged(self._mesh, mine))

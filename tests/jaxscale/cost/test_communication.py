@@ -1,5 +1,7 @@
 """Bytes moved by small decoders on meshes, against the closed forms of Megatron and ZeRO worked out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -108,3 +110,35 @@ def test_the_other_examples_of_a_batch_are_gathered():
     program = gradient_program(loss, w, batch)
     counted = count_traffic(program, place(program, plan.mesh, plan.leaves))
     assert counted.bytes_moved() > (3 / 4) * (32 * 16 * 4)
+
+
+def test_tokens_go_to_their_experts_and_come_back():
+    """Dense dispatch of groups g: to the experts and back in the forward pass, and the same for the gradients."""
+    g, s, e, c, d, f = 16, 8, 4, 4, 16, 256
+
+    def loss(params, batch):
+        x = batch["x"]
+        chosen = jax.nn.softmax(jnp.einsum("gsd,de->gse", x, params["router"]))
+        slots = jax.lax.broadcasted_iota(jnp.int32, (1, 1, 1, c), 3) == batch["slot"][..., None, None]
+        mask = jnp.where(slots, chosen[..., None], 0.0)
+        sent = jnp.einsum("gsec,gsd->gecd", mask, x)
+        made = jnp.einsum("gecf,efd->gecd", jnp.sin(jnp.einsum("gecd,edf->gecf", sent, params["up"])), params["down"])
+        return jnp.sum(jnp.square(jnp.einsum("gsec,gecd->gsd", mask, made)))
+
+    shapes = {"router": (d, e), "up": (e, d, f), "down": (e, f, d)}
+    params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    batch = {"x": jax.ShapeDtypeStruct((g, s, d), "float32"), "slot": jax.ShapeDtypeStruct((g, s), "int32")}
+    plan = derive(loss, params, batch, MeshSpec(expert=4))
+    leaves = [
+        dataclasses.replace(leaf, spec=(("expert",), (), ())) if leaf.path in ("up", "down") else leaf
+        for leaf in plan.leaves
+    ]
+    forward, gradient = forward_program(loss, params, batch), gradient_program(loss, params, batch)
+    tokens = (3 / 4) * 4 * (g // 4) * e * c * d
+    assert count_traffic(forward, place(forward, plan.mesh, leaves)).bytes_moved(kind="all_to_all") == 2 * tokens
+    counted = count_traffic(gradient, place(gradient, plan.mesh, leaves))
+    # Back they go once more for the mask's gradient, which needs what the experts made: it is kept where it was used.
+    assert counted.bytes_moved(kind="all_to_all") == 4 * tokens
+    # Every expert's gradient is whole where the expert is; only the router's is summed.
+    assert counted.bytes_moved(kind="reduce_scatter") == 0
+    assert counted.bytes_moved(kind="all_reduce") <= 2 * (3 / 4) * 4 * (d * e + 1)
