@@ -10,12 +10,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-from jaxtyping import Array, Float
 
 from jaxscale import errors, typed_json
 from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
@@ -24,7 +22,6 @@ from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.sharding.constrain import constrain
 from jaxscale.sharding.derive import derive
-from jaxscale.train.objective import Objective, Params
 from jaxscale.train.planned_step import PlannableJob
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
@@ -125,7 +122,7 @@ def compile_here(request: CompileRequest) -> CompiledStep:
     )
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
-        make_step(cast(Objective, _LossAlone(loss)), job.training),
+        make_step(lambda params, batch, key: (loss(params, batch), {}), job.training),
         state,
         planned.batch,
         state_shardings=plan.shardings(mesh, state),
@@ -145,19 +142,6 @@ def main() -> int:
         answer = {"error": type(error).__name__, "message": str(error)}
     answered.write_text(json.dumps(answer))
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _LossAlone:
-    """As much of an objective as the training step uses."""
-
-    planned_loss: Any
-
-    def loss(
-        self, params: Params, batch: Mapping[str, jax.Array], key: Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The planned loss, which has its key already."""
-        return self.planned_loss(params, batch), {}
 
 
 def _job(request: CompileRequest) -> PlannableJob:

@@ -131,9 +131,9 @@ class _Loop:
         self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
         self._last_row = (progress.step, time.monotonic())
         self._programs = StepPrograms(
-            make_step(setup.objective, setup.identity),
+            make_step(setup.placement.pin(setup.objective.loss), setup.identity),
             state_shardings=setup.placement.state_shardings,
-            batch_sharding=setup.placement.batch_sharding,
+            batch_shardings=setup.placement.batch_shardings,
             metrics_sharding=setup.placement.metrics_sharding,
         )
 

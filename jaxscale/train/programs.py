@@ -21,7 +21,7 @@ class StepPrograms:
     Args:
       step: `(state, batch) -> (state, metrics)`, pure.
       state_shardings: a tree of shardings like the state; the state stays where it is.
-      batch_sharding: of every leaf of a batch.
+      batch_shardings: of the leaves of a batch, by name.
       metrics_sharding: of every metric.
     """
 
@@ -30,12 +30,12 @@ class StepPrograms:
         step: Callable[[State, Mapping[str, jax.Array]], tuple[State, Metrics]],
         *,
         state_shardings: Any,
-        batch_sharding: jax.sharding.Sharding,
+        batch_shardings: Mapping[str, jax.sharding.Sharding],
         metrics_sharding: jax.sharding.Sharding,
     ) -> None:
         self._step = jax.jit(
             step,
-            in_shardings=(state_shardings, batch_sharding),
+            in_shardings=(state_shardings, dict(batch_shardings)),
             out_shardings=(state_shardings, metrics_sharding),
             donate_argnums=0,
         )

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxscale.train.job import TrainingIdentity
-from jaxscale.train.objective import Objective, Params
+from jaxscale.train.objective import Params
 from jaxscale.train.randomness import step_key
 from jaxscale.train.state import State
 
@@ -18,19 +18,23 @@ Metrics = dict[str, jax.Array]
 
 
 def make_step(
-    objective: Objective, identity: TrainingIdentity
+    loss_fn: LossFn, identity: TrainingIdentity
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, Metrics]]:
-    """The step `(state, batch) -> (state, metrics)` of an objective.
+    """The step `(state, batch) -> (state, metrics)` that minimises a loss.
 
-    Metrics are scalars: `loss`, the objective's own, `grad_norm` (before clipping), `learning_rate`, and the counters
+    Metrics are scalars: `loss`, the loss's own, `grad_norm` (before clipping), `learning_rate`, and the counters
     `num_skipped` and `num_skipped_in_a_row`. A step whose loss or gradient is not finite leaves the parameters and the
     optimizer state as they were and is counted; the step number goes on, so that the data does.
+
+    Args:
+      loss_fn: the mean loss of a batch or a microbatch, and its metrics; see `Objective.loss`.
+      identity: microbatches and optimizer.
     """
     optimizer = identity.optimizer.transformation()
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         key = step_key(identity.seed, "loss", state["step"])
-        (loss, extra), grads = accumulated_gradient(objective.loss, identity.grad_accum, state["params"], batch, key)
+        (loss, extra), grads = accumulated_gradient(loss_fn, identity.grad_accum, state["params"], batch, key)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         grads = _clip(grads, grad_norm, identity.optimizer.max_grad_norm)

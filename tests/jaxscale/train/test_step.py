@@ -58,7 +58,9 @@ def run_steps(job, mesh, num_steps):
     state = place_new_state(
         lambda: objective.init_params(key), job.training.optimizer.transformation(), placement.state_shardings
     )
-    step = jax.jit(make_step(objective, job.training), out_shardings=(placement.state_shardings, None))
+    step = jax.jit(
+        make_step(placement.pin(objective.loss), job.training), out_shardings=(placement.state_shardings, None)
+    )
     states, rows = [], []
     for number in range(num_steps):
         state, metrics = step(state, placement.put_batch(objective.batch(number)))

@@ -10,6 +10,7 @@ from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.plan import batch_sharded, replicated
 from jaxscale.train.loop import train
 from retrieval.towers.loading import load_towers
+from tests.jaxscale.train import runs
 from tests.retrieval.towers.small_pairs import random_params, tiny_job, write_pairs
 
 
@@ -68,6 +69,16 @@ def test_the_objectives_gradient_on_a_mesh_equals_that_on_one_device(folder):
     for got, expected in zip(jax.tree.leaves(spread[1]), jax.tree.leaves(alone[1]), strict=True):
         got, expected = np.asarray(got), np.asarray(expected)
         assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected) + 1e-9
+
+
+def test_losses_with_pinned_activations_are_those_of_one_device(folder):
+    training = {"num_steps": 3, "compute_dtype": "float32"}
+    job = tiny_job(folder, contrastive={"learn_temperature": True, "symmetric": True}, training=training)
+    objective = job.objective()
+    mesh = "data=2,fsdp=2,tensor=2"
+    assert runs.placed(objective, job.training, mesh).plan.activations
+    alone, spread = (runs.losses(objective, job.training, text, 3) for text in ("data=1", mesh))
+    np.testing.assert_allclose(spread, alone, rtol=1e-5)
 
 
 def test_prefixes_and_separate_towers_reach_the_vectors(folder):
