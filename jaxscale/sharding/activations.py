@@ -5,13 +5,14 @@ axis of the batch: a wrong pin would gather what is better left alone.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxscale.mesh import MeshSpec, axis_of
 from jaxscale.sharding.experts import expert_factors
-from jaxscale.sharding.factors import Dims
+from jaxscale.sharding.factors import Dim, Dims
 from jaxscale.sharding.graph import Activation, Contraction, Graph
 from jaxscale.sharding.jaxprs import Address
-from jaxscale.sharding.specs import BATCH_AXES, Spec
+from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec
 from jaxscale.sharding.splits import Splits, spec_of_value
 
 
@@ -36,27 +37,35 @@ class PlannedActivation:
     reason: str
 
 
-def activations_of(graph: Graph, mesh: MeshSpec, splits: Splits) -> tuple[PlannedActivation, ...]:
+# By a dim that is stored in another order than the logical: the axes that it is split over.
+StoredDims = Mapping[Dim, DimAxes]
+
+
+def activations_of(graph: Graph, mesh: MeshSpec, splits: Splits, stored: StoredDims) -> tuple[PlannedActivation, ...]:
     """The pins, in the order of the program.
 
     Args:
       graph: the computation.
       mesh: with every size resolved.
       splits: what its factors are computed over.
+      stored: what comes of leaves with a layout; its factors don't say how it is cut.
     """
     found: dict[tuple[Address, int], PlannedActivation] = {}
     for made in graph.activations:
-        for pin in _pins(graph, mesh, splits, made):
+        for pin in _pins(graph, mesh, splits, stored, made):
             found.setdefault((pin.address, pin.output), pin)
     return tuple(found[place] for place in sorted(found))
 
 
-def _pins(graph: Graph, mesh: MeshSpec, splits: Splits, made: Activation) -> list[PlannedActivation]:
+def _pins(
+    graph: Graph, mesh: MeshSpec, splits: Splits, stored: StoredDims, made: Activation
+) -> list[PlannedActivation]:
     contraction = None if made.contraction is None else graph.contractions[made.contraction]
     routed = expert_factors(graph)
     experts = routed.intersection(contraction.batch) if contraction and contraction.is_of_parameters else frozenset()
     why = _why(graph, contraction, made, splits, experts)
     spec = spec_of_value(graph, mesh, made.dims, splits, first=experts)
+    spec = tuple(stored.get(dim, axes) for dim, axes in zip(made.dims, spec, strict=True))
     if why is None or not _knows_the_batch(graph, mesh, made.dims, spec):
         return []
     pins = [_pin(made.address, made.output, made.shape, spec, *why)]

@@ -6,14 +6,14 @@ from typing import Any
 
 import optax
 
-from jaxscale.mesh import MeshSpec
+from jaxscale.mesh import MeshSpec, axis_of
 from jaxscale.sharding import guard
-from jaxscale.sharding.activations import activations_of
+from jaxscale.sharding.activations import StoredDims, activations_of
+from jaxscale.sharding.choices import Choices, nothing_placed
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.pins import AddedRule, Pin, in_order, pinned
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
-from jaxscale.sharding.rules import Choices, nothing_placed
 from jaxscale.sharding.specs import Spec, num_parts
 from jaxscale.sharding.splits import splits_of
 from jaxscale.sharding.trace import LossFunction, trace_step
@@ -72,6 +72,7 @@ def plan_of(
             rules=choice.rules or ("whole",),
             reasons=choice.reasons or (("no rule splits it on this mesh" if leaf.shape else "a scalar"),),
             rejected=choice.rejected,
+            layout=choice.layout,
             bytes_per_device=_bytes_per_device(leaf, mesh, choice.spec),
         )
         for leaf, choice in zip(graph.leaves, choices, strict=True)
@@ -80,9 +81,20 @@ def plan_of(
         mesh=mesh,
         limits=limits,
         leaves=leaves,
-        activations=activations_of(graph, mesh, splits),
+        activations=activations_of(graph, mesh, splits, _stored_dims(graph, choices)),
         not_understood=graph.not_understood,
     )
+
+
+def _stored_dims(graph: Graph, choices: Choices) -> StoredDims:
+    found = [
+        (leaf, choice, choice.layout.dim) for leaf, choice in zip(graph.leaves, choices, strict=True) if choice.layout
+    ]
+    return {
+        leaf.dims[dim]: tuple(axis for axis in choice.spec[dim] if axis_of(axis) == "tensor")
+        for leaf, choice, dim in found
+        if leaf.role == "parameter"
+    }
 
 
 def _bytes_per_device(leaf: Leaf, mesh: MeshSpec, spec: Spec) -> int:

@@ -8,9 +8,9 @@ from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec, axis_of
 from jaxscale.sharding.graph import Graph
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
-from jaxscale.sharding.rules import SHARED_HEADS
 from jaxscale.sharding.specs import legal_sizes, num_parts, overlap, spec_text
 from jaxscale.sharding.splits import splits_of
+from jaxscale.sharding.tensor_rules import SHARED_HEADS
 from jaxscale.sharding.work import Work, flops_ratio, work_of
 
 _MAX_SHOWN = 5

@@ -1,8 +1,10 @@
 """Candidates for `tensor`: what one matmul with a parameter makes and a later one contracts, cheapest first."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxscale.sharding.factors import Dim
+from jaxscale.sharding.fused import FusedDim, fused_dims
 from jaxscale.sharding.graph import Contraction, Graph
 from jaxscale.sharding.specs import legal_sizes
 
@@ -24,7 +26,9 @@ def pairs_of(graph: Graph, num_parts: int) -> list[Pair]:
 
     Best is the one that moves the fewest values per FLOP that it splits; ties go to the one used first.
     """
-    eligible = (_made_by_parameters(graph) & _contracted_with_parameters(graph)) - _widths(graph) - graph.scanned
+    dealt = _dealt_out(graph, num_parts)
+    made = _made_by_parameters(graph).union(*dealt.values())
+    eligible = made & _contracted_later(graph)
     candidates: set[Pair] = set()
     for leaf in graph.leaves:
         if leaf.role == "parameter":
@@ -32,7 +36,37 @@ def pairs_of(graph: Graph, num_parts: int) -> list[Pair]:
     # 2 key-value heads can't be shared by 8, but they go along with the 2 x 4 query heads that can.
     longer = {pair.factors[:end] for pair in candidates if pair.ways for end in range(1, len(pair.factors))}
     candidates = {pair for pair in candidates if pair.ways or pair.factors not in longer}
-    return sorted(candidates, key=lambda pair: (_moved_per_flop(graph, pair), _first_use(graph, pair)))
+    return sorted(candidates, key=lambda pair: (_moved_per_flop(graph, pair, dealt), _first_use(graph, pair)))
+
+
+def pairs_of_parts(graph: Graph, fused: FusedDim, num_parts: int) -> list[Pair | None]:
+    """What of every part of a fused dim a later matmul contracts, for an axis of `num_parts` devices; None for nothing.
+
+    The dim can be dealt out if every part has some, and that can be cut: columns must be split as the rows are.
+    """
+    contracted = _contracted_later(graph)
+    prefixes = [_prefix(part, contracted) for part in fused.factors]
+    return [_cut(graph, prefix, num_parts) if prefix else None for prefix in prefixes]
+
+
+# By the leading factor of a fused dim, what is split of its parts.
+_Dealt = Mapping[int, frozenset[int]]
+
+
+def _dealt_out(graph: Graph, num_parts: int) -> _Dealt:
+    """The fused dims that can be dealt out."""
+    dealt: dict[int, frozenset[int]] = {}
+    for fused in fused_dims(graph):
+        pairs = pairs_of_parts(graph, fused, num_parts)
+        if all(pair is not None and pair.ways for pair in pairs):
+            leading = graph.leaves[fused.leaf].dims[fused.dim][0]
+            dealt[leading] = frozenset(f for pair in pairs if pair is not None for f in pair.factors)
+    return dealt
+
+
+def _contracted_later(graph: Graph) -> set[int]:
+    """Factors that the rows of a parameter may be split by: not a head's width, nor what a scan goes through."""
+    return _contracted_with_parameters(graph) - _widths(graph) - graph.scanned
 
 
 def _made_by_parameters(graph: Graph) -> set[int]:
@@ -58,14 +92,16 @@ def _widths(graph: Graph) -> set[int]:
 
     Attention contracts queries with keys, and the weights it makes of that with values. Split by heads, both are
     split. Split by the width of queries, the scores are partial sums; split by that of values, every device computes
-    all the scores.
+    all the scores. Experts that gather the same positions later on read something else than the scores.
     """
     meetings = [c for c in graph.contractions if c.left.is_data and c.right.is_data]
     widths = {f for c in meetings for f in c.contracted}
     for later in meetings:
-        for earlier in meetings:
-            if earlier.outputs.intersection(later.contracted):
-                widths |= {*later.left.free, *later.right.free} - earlier.factors
+        for scores, values in ((later.left, later.right), (later.right, later.left)):
+            read = {*later.contracted, *scores.free}
+            for earlier in meetings:
+                if earlier is not later and read <= earlier.outputs:
+                    widths |= set(values.free) - earlier.factors
     return widths
 
 
@@ -91,9 +127,10 @@ def _cut(graph: Graph, prefix: Dim, num_parts: int) -> Pair:
     return Pair(factors=prefix, ways=(), illegal=why)
 
 
-def _moved_per_flop(graph: Graph, pair: Pair) -> float:
+def _moved_per_flop(graph: Graph, pair: Pair, dealt: _Dealt) -> float:
     """Values that the reductions of a split pair move, in the forward and the backward pass, per FLOP split."""
-    factors = set(pair.factors)
+    # What makes several parts at once makes those of the pair.
+    factors = set(pair.factors) | {fused for fused, inside in dealt.items() if inside.intersection(pair.factors)}
     moved = num_flops = 0
     inputs: dict[int, int] = {}
     for c in graph.contractions:

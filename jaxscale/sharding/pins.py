@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec, axis_of
+from jaxscale.sharding.choices import Choice, Choices, Rule
 from jaxscale.sharding.graph import Graph, Leaf, Role
 from jaxscale.sharding.limits import Limits
-from jaxscale.sharding.rules import RULES, Choice, Choices, Rule
+from jaxscale.sharding.rules import RULES
 from jaxscale.sharding.specs import DimAxes, bounds, legal_sizes, num_parts, overlap
 
 _MAX_NAMED = 5

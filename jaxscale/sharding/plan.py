@@ -13,6 +13,7 @@ from jaxscale.mesh import MeshSpec, axis_of, in_parts, spec_of
 from jaxscale.sharding.activations import PlannedActivation
 from jaxscale.sharding.graph import NotUnderstood, Role, path_of
 from jaxscale.sharding.jaxprs import Address
+from jaxscale.sharding.layouts import StoredLayout
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.specs import BATCH_AXES, AxisFactors, Spec, factors_of, partition_spec, spec_text
 
@@ -54,6 +55,7 @@ class PlannedLeaf:
       rules: the rules that placed or left it, in their order.
       reasons: what each of them says.
       rejected: what was considered and not done.
+      layout: in which order it is stored, so that a dim of several parts can be split; None for the logical order.
       bytes_per_device: of the part that one device holds.
     """
 
@@ -65,6 +67,7 @@ class PlannedLeaf:
     rules: tuple[str, ...]
     reasons: tuple[str, ...]
     rejected: tuple[str, ...]
+    layout: StoredLayout | None
     bytes_per_device: int
 
 
@@ -115,25 +118,47 @@ class ShardingPlan:
           UsageError: the mesh has another spec, or a leaf was not planned, or not with this shape.
         """
         mesh, factors = self.device_mesh(mesh), self.factors
+
+        def sharding(found: PlannedLeaf | None) -> NamedSharding:
+            return replicated(mesh) if found is None else NamedSharding(mesh, partition_spec(found.spec, factors))
+
+        leaves, structure = self._planned(tree)
+        return jax.tree.unflatten(structure, [sharding(found) for found in leaves])
+
+    def layouts(self, tree: Any) -> dict[int, StoredLayout]:
+        """The layouts of those leaves that are not stored in their logical order, by position in `jax.tree.leaves`.
+
+        For `store_leaves`, `restore_leaves`, `initialise` and `place`.
+
+        Args:
+          tree: as for `shardings`.
+
+        Raises:
+          UsageError: a leaf was not planned, or not with this shape.
+        """
+        found = enumerate(self._planned(tree)[0])
+        return {i: leaf.layout for i, leaf in found if leaf is not None and leaf.layout is not None}
+
+    def _planned(self, tree: Any) -> tuple[list[PlannedLeaf | None], Any]:
+        """What was planned for every leaf of a tree, None for a scalar that was not, and the tree's structure."""
         planned = {(leaf.role, leaf.path): leaf for leaf in self.leaves}
         fields = {name: role for role, name in _FIELDS.items()}
 
-        def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        def find(key_path: tuple[Any, ...], leaf: Any) -> PlannedLeaf | None:
             path = path_of(key_path)
             field, _, inside = path.partition("/")
             candidates = [(fields[field], inside)] if field in fields else []
             candidates += [(role, path) for role in _FIELDS]
             found = next((planned[c] for c in candidates if c in planned and planned[c].shape == leaf.shape), None)
-            if found is not None:
-                return NamedSharding(mesh, partition_spec(found.spec, factors))
-            if leaf.shape == ():
-                return replicated(mesh)
-            raise UsageError(
-                f"{path} of shape {tuple(leaf.shape)} is not in the sharding plan; derive the plan from trees of this "
-                f"structure (it has {len(self.leaves)} leaves, the first is {self.leaves[0].path})"
-            )
+            if found is None and leaf.shape != ():
+                raise UsageError(
+                    f"{path} of shape {tuple(leaf.shape)} is not in the sharding plan; derive the plan from trees of "
+                    f"this structure (it has {len(self.leaves)} leaves, the first is {self.leaves[0].path})"
+                )
+            return found
 
-        return jax.tree_util.tree_map_with_path(sharding, tree)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        return [find(key_path, leaf) for key_path, leaf in leaves], structure
 
     def batch_sharding(self, mesh: Mesh) -> NamedSharding:
         """The sharding of a batch's leaves that have examples: that dim over the batch's axes, the others whole.
@@ -229,6 +254,8 @@ def _rows(leaf: PlannedLeaf) -> list[tuple[str, ...]]:
     shape = " ".join(map(str, leaf.shape)) or "scalar"
     name = leaf.path if leaf.role == "parameter" else f"{_FIELDS[leaf.role]}: {leaf.path}"
     whys = [f"{rule}: {reason}" for rule, reason in zip(leaf.rules, leaf.reasons, strict=True)]
+    if leaf.layout is not None:
+        whys.append(f"stored in {leaf.layout.num_shards} pieces of each part {leaf.layout.parts}")
     whys += [f"not {reason}" for reason in leaf.rejected]
     first = (name, f"{shape} {leaf.dtype}", spec_text(leaf.spec), f"{leaf.bytes_per_device:,}", whys[0])
     return [first, *(("", "", "", "", why) for why in whys[1:])]
