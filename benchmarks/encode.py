@@ -276,8 +276,7 @@ def subset(corpus: BeirFolder, num_texts: int) -> tuple[list[Any], dict[str, str
         if judgements.keys() <= kept
     }
     texts = {query.id: query.text for query in corpus.queries() if query.id in judged}
-    chosen = sorted(texts)[:1000]
-    return docs, {i: texts[i] for i in chosen}, {i: judged[i] for i in chosen}
+    return docs, texts, {query_id: judged[query_id] for query_id in texts}
 
 
 def unpack(folder: Path) -> Path:

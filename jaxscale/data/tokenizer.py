@@ -44,6 +44,7 @@ class Tokenizer:
     * A text without any token (an empty one, where no special tokens surround it) becomes one unknown token, so that
       no row is empty.
     * `fingerprint` names its behaviour: the SHA-256 of its canonical JSON.
+    * `opening_ids` and `closing_ids` are the special tokens that it puts before and after a text.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ class Tokenizer:
         self.fingerprint: str = hashlib.sha256(typed_json.canonical(self._spec)).hexdigest()
         self.pad_id: int = self._first_id(_PAD_TOKENS)
         self._unknown_id = self._first_id(_UNKNOWN_TOKENS)
-        self._opening, self._closing = self._special_tokens_around()
+        self.opening_ids, self.closing_ids = self._special_tokens_around()
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
@@ -130,18 +131,18 @@ class Tokenizer:
           UsageError: `max_length` leaves no room beside the special tokens.
           DataError: a text holds a lone surrogate, which no UTF-8 can carry.
         """
-        room = max_length - len(self._opening) - len(self._closing)
+        room = max_length - len(self.opening_ids) - len(self.closing_ids)
         if room < 1:
             raise UsageError(
-                f"max_length={max_length} leaves no room beside {len(self._opening) + len(self._closing)} special "
-                "tokens; use more"
+                f"max_length={max_length} leaves no room beside "
+                f"{len(self.opening_ids) + len(self.closing_ids)} special tokens; use more"
             )
         rows: list[Int32[np.ndarray, "_"]] = []
         num_truncated = 0
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             for ids in self._encode(texts[start : start + _TEXTS_PER_CALL], start):
                 num_truncated += len(ids) > room
-                rows.append(np.array(self._opening + ids[:room] + self._closing or [self._unknown_id], np.int32))
+                rows.append(np.array(self.opening_ids + ids[:room] + self.closing_ids or [self._unknown_id], np.int32))
         return Encoded(ids=rows, num_truncated=num_truncated)
 
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, "_"]) -> str:

@@ -1,28 +1,40 @@
 """The batches of a dual tower: which pairs and hard negatives batch n holds, padded to a few static lengths."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int, Int32
 
 from jaxscale.data.batches import BatchSchedule
 from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.train.job import TrainingIdentity
+from retrieval.towers.crops import QueryCrops, make_crops
 from retrieval.towers.encoder import tokenize
+from retrieval.towers.loss import NO_DOCUMENT
 from retrieval.towers.pairs import PairData, PairSource, PairTable
 from retrieval.towers.start import Start
 from retrieval.towers.tokens import TokenRow, TokenTable
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairBatches:
     """The training pairs as tokens, and which of them batch n holds.
 
+    The examples of an epoch are the labelled pairs and, after them, as many crops of each of `cropped_rows` as were
+    asked for.
+
     Attributes:
       table: who belongs to whom.
       queries: tokens of each query row.
       documents: tokens of each document row of the corpus.
-      schedule: the pairs of every batch.
+      crops: makes queries out of documents.
+      cropped_rows: the documents it makes them of; none where crops are not asked for.
+      schedule: the examples of every batch.
       query_buckets: padded lengths of queries.
       document_buckets: padded lengths of documents.
       num_hard_negatives: per query and step.
@@ -32,6 +44,8 @@ class PairBatches:
     table: PairTable
     queries: TokenTable
     documents: TokenTable
+    crops: QueryCrops
+    cropped_rows: Int[np.ndarray, "_"]
     schedule: BatchSchedule
     query_buckets: tuple[int, ...]
     document_buckets: tuple[int, ...]
@@ -45,12 +59,21 @@ class PairBatches:
           `query_tokens` int32 and `query_mask` bool [B S]; `document_tokens` and `document_mask` [B P S];
           `document_ids` int32 [B P], rows of the corpus; `known_positives` int32 [B M].
         """
-        pairs = self.table.pairs[self.schedule.indices(step)]
-        query_rows, own = pairs[:, 0], pairs[:, 1]
+        examples = self.schedule.indices(step)
+        is_crop = examples >= len(self.table.pairs)
+        query_rows, own_of_pairs = self.table.pairs[examples[~is_crop]].T
+        own_of_crops = self.cropped_rows[(examples[is_crop] - len(self.table.pairs)) % len(self.cropped_rows)]
         seed = (self.schedule.seed, step)
-        negatives = self.table.choose_hard_negatives(query_rows, self.num_hard_negatives, seed)
-        document_rows = np.concatenate([own[:, None], negatives], axis=1)
-        query_tokens, query_mask = pad_to_bucket(self.queries.rows(query_rows), self.query_buckets, self.pad_id)
+        query_ids = _either(is_crop, self._crops(own_of_crops, seed), self.queries.rows(query_rows))
+        own = np.array(_either(is_crop, own_of_crops, own_of_pairs), np.int32)
+        known_positives = np.full((len(examples), self.table.known_positives.shape[1]), NO_DOCUMENT, np.int32)
+        known_positives[:, 0] = own
+        known_positives[~is_crop] = self.table.known_positives[query_rows]
+        document_rows = own[:, None]
+        if self.num_hard_negatives:
+            negatives = self.table.choose_hard_negatives(query_rows, self.num_hard_negatives, seed)
+            document_rows = np.concatenate([document_rows, negatives], axis=1)
+        query_tokens, query_mask = pad_to_bucket(query_ids, self.query_buckets, self.pad_id)
         flat_tokens, flat_mask = pad_to_bucket(
             self.documents.rows(document_rows.reshape(-1)), self.document_buckets, self.pad_id
         )
@@ -60,8 +83,18 @@ class PairBatches:
             "document_tokens": flat_tokens.reshape(*document_rows.shape, -1),
             "document_mask": flat_mask.reshape(*document_rows.shape, -1),
             "document_ids": document_rows,
-            "known_positives": self.table.known_positives[query_rows],
+            "known_positives": known_positives,
         }
+
+    def _crops(self, document_rows: Int[np.ndarray, "_"], seed: tuple[int, ...]) -> list[Int32[np.ndarray, "_"]]:
+        rng = np.random.default_rng(seed)
+        return [self.crops.crop(document, rng) for document in self.documents.rows(document_rows)]
+
+
+def _either(choose_first: Bool[np.ndarray, "B"], first: Iterable[T], second: Iterable[T]) -> list[T]:
+    """Item i is the next of `first` where `choose_first[i]`, else the next of `second`."""
+    firsts, seconds = iter(first), iter(second)
+    return [next(firsts if chosen else seconds) for chosen in choose_first]
 
 
 def make_batches(
@@ -72,28 +105,33 @@ def make_batches(
     Args:
       source: the texts.
       table: who belongs to whom.
-      data: lengths and hard negatives.
+      data: lengths, hard negatives and crops.
       start: encoders and tokenizer.
       training: batch size and seed.
 
     Raises:
-      UsageError: there are fewer pairs than a batch holds.
+      UsageError: there are fewer examples than a batch holds, or a prefix leaves no room for a text.
     """
-    schedule = BatchSchedule(
-        num_examples=len(table.pairs), global_batch_size=training.global_batch_size, seed=training.seed
-    )
     queries = [source.queries[query_id].text for query_id in table.query_ids]
     # Documents that no batch can hold stay without tokens.
-    used = table.document_rows()
+    used = range(len(source.docs)) if data.crops_per_document else table.document_rows()
     documents: list[TokenRow] = [()] * len(source.docs)
     passages = [source.docs[row].passage for row in used]
     for row, ids in zip(used, tokenize(start.towers.document, start.tokenizer, passages).ids, strict=True):
         documents[row] = ids
+    crops = make_crops(start.tokenizer, start.towers.query, start.towers.document)
+    cropped_rows = [row for row in used if crops.has_text(documents[row])] if data.crops_per_document else []
     return PairBatches(
         table=table,
         queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
         documents=TokenTable.of(documents),
-        schedule=schedule,
+        crops=crops,
+        cropped_rows=np.array(cropped_rows, np.int32),
+        schedule=BatchSchedule(
+            num_examples=len(table.pairs) + data.crops_per_document * len(cropped_rows),
+            global_batch_size=training.global_batch_size,
+            seed=training.seed,
+        ),
         query_buckets=data.query_buckets,
         document_buckets=data.document_buckets,
         num_hard_negatives=data.num_hard_negatives,

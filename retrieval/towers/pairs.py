@@ -28,6 +28,8 @@ class PairData:
       dev_split: the split whose queries tell the best checkpoint.
       hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; empty for none.
       num_hard_negatives: documents taken of it per query and step.
+      crops_per_document: queries cropped out of every passage in an epoch, besides the labelled pairs; others each
+        epoch. See `retrieval.towers.crops`.
       query_buckets: padded lengths of a batch of queries, in tokens, rising; the last is the longest query kept.
       document_buckets: the same of documents.
       num_dev_queries: dev queries that are searched while training, at most; None: all.
@@ -40,6 +42,7 @@ class PairData:
     dev_split: str = "dev"
     hard_negatives: str = ""
     num_hard_negatives: int = 0
+    crops_per_document: int = 0
     query_buckets: tuple[int, ...] = (32,)
     document_buckets: tuple[int, ...] = (128,)
     num_dev_queries: int | None = 256
@@ -54,8 +57,15 @@ class PairData:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1, or None for all there are")
-        if self.num_hard_negatives < 0:
-            raise UsageError(f"num_hard_negatives={self.num_hard_negatives} must be at least 0")
+        for name in ("num_hard_negatives", "crops_per_document"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.num_hard_negatives and self.crops_per_document:
+            raise UsageError(
+                f"crops_per_document={self.crops_per_document} and num_hard_negatives={self.num_hard_negatives} "
+                "exclude each other, as a crop has no hard negatives; train on crops first, then with --init-from "
+                "on hard negatives"
+            )
         if bool(self.num_hard_negatives) != bool(self.hard_negatives):
             raise UsageError(
                 f"num_hard_negatives={self.num_hard_negatives} and hard_negatives={self.hard_negatives!r} go together; "

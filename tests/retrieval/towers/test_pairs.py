@@ -119,6 +119,8 @@ def test_the_hash_sees_every_record_and_no_file(tmp_path):
         ({"document_buckets": (64, 32)}, "document_buckets="),
         ({"num_dev_queries": 0}, "num_dev_queries=0"),
         ({"num_hard_negatives": -1}, "num_hard_negatives=-1"),
+        ({"crops_per_document": -1}, "crops_per_document=-1"),
+        ({"crops_per_document": 1, "num_hard_negatives": 2, "hard_negatives": "file.jsonl"}, "exclude each other"),
         ({"num_hard_negatives": 2}, "go together"),
         ({"hard_negatives": "file.jsonl"}, "go together"),
     ],
