@@ -20,7 +20,7 @@ from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
-from jaxscale.sharding.constrain import constrain
+from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.derive import derive
 from jaxscale.train.planned_step import PlannableJob
 from jaxscale.train.state import new_state
@@ -114,12 +114,8 @@ def compile_here(request: CompileRequest) -> CompiledStep:
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
     plan = derive(planned.loss, planned.params, planned.batch, spec, optimizer=planned.optimizer)
-    loss = constrain(
-        planned.loss,
-        plan.activation_shardings(mesh),
-        planned.params,
-        microbatch_of(planned.batch, planned.grad_accum),
-    )
+    microbatch = microbatch_of(planned.batch, planned.grad_accum)
+    loss = apply_plan(plan, planned.loss, mesh, planned.params, microbatch)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(lambda params, batch, key: (loss(params, batch), {}), job.training),

@@ -41,8 +41,21 @@ def shared_heads(graph: Graph, splits: Mapping[int, DimAxes]) -> frozenset[int]:
                 axis_of(a) == "tensor" for f in (*mine.free, *c.batch, *c.contracted) for a in splits.get(f, ())
             )
             if split and whole:
-                shared |= _makers(graph, set(mine.free) | set(c.contracted))
+                shared |= _makers(graph, _with_parts(graph, {*mine.free, *c.contracted}))
     return frozenset(shared)
+
+
+def _with_parts(graph: Graph, factors: set[int]) -> set[int]:
+    """With what they are cut into and were put together from: rotary positions do both to a head's width."""
+    known: set[int] = set()
+    while known != factors:
+        known = set(factors)
+        for c in graph.concatenations:
+            parts = {factor for part in c.parts for factor in part}
+            # A dim of size 1 has no factor.
+            if (c.dim and known.issuperset(c.dim)) or (parts and known.issuperset(parts)):
+                factors = factors.union(c.dim, parts)
+    return known
 
 
 def _makers(graph: Graph, factors: set[int]) -> set[int]:

@@ -1,14 +1,20 @@
 """Mixtures of experts, found by what the batch is routed to, whichever way; and what only looks like experts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxscale.mesh import MeshSpec, make_mesh
+from jaxscale.nn import functional
+from jaxscale.nn.config import ExpertsConfig
+from jaxscale.nn.families import palm_config
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.specs import spec_text
+from tests.jaxscale.sharding.transformers import DECODER, abstract, next_token_loss, random_batch
 
 B, S, D, F, E, C = 16, 8, 32, 64, 8, 32
 LIMITS = Limits(small_leaf_bytes=0, max_flops_ratio=99)
@@ -126,3 +132,26 @@ def test_a_number_of_experts_that_does_not_divide_is_said():
     up = next(leaf for leaf in plan.leaves if leaf.path == "up")
     assert up.spec == ((), (), ())
     assert "dim 0 (8) over expert=16: 8 does not divide by 16; sizes that do: 1, 2, 4, 8" in up.rejected
+
+
+def test_experts_that_gather_the_positions_of_attention_leave_its_grouped_heads_as_they_are():
+    """Sent on their way token by token, positions are contracted twice: once with values, once by the experts."""
+
+    def specs(config):
+        params = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
+        plan = derive(next_token_loss(config), params, abstract(random_batch()), MeshSpec(tensor=8), limits=LIMITS)
+        return {leaf.path: spec_text(leaf.spec) for leaf in plan.leaves if "/attention/" in leaf.path}
+
+    experts = ExpertsConfig(num_experts=8, num_experts_per_token=2, capacity_factor=2.0, group_size=6)
+    mixture = specs(dataclasses.replace(DECODER, experts=experts))
+    # 2 key-value heads of 4 queries each.
+    assert mixture["layers/attention/query/kernel"] == "-, -, tensor, -"
+    assert mixture == specs(DECODER)
+
+
+def test_the_one_key_value_head_of_rotary_attention_is_said_to_be_shared():
+    config = palm_config(num_layers=2, d_model=32, num_heads=8, head_dim=4, vocab_size=96, max_positions=16)
+    params = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
+    plan = derive(next_token_loss(config), params, abstract(random_batch()), MeshSpec(tensor=8), limits=LIMITS)
+    shared = {leaf.path for leaf in plan.leaves if leaf.rules == ("shared head",)}
+    assert shared == {"layers/attention/key/kernel", "layers/attention/value/kernel"}
