@@ -23,8 +23,8 @@ def two_tower_small() -> DualTowerJob:
     Time: 17.9 minutes, other work on the machine at low priority; 280 to 330 examples/s.
     Expected: sample_nDCG@10 .698; on all 2,326 test questions nDCG@10 is .435 dense, and .700 hybrid
       with BM25 (.688 alone; p = .0002). Without crops, 205,000 pairs: .378 and .699.
-    What limits it: the labelled questions. Without crops a second epoch of them adds .01 and the loss falls to .08,
-      learnt by heart. With crops, a peak learning rate of 3e-3 is worse (.656 on the sample after 480 steps, .681
+    What limits it, by all signs: the labelled questions. Without crops a second epoch of them adds .01 while the loss
+      falls to .08. With crops, a peak learning rate of 3e-3 is worse (.656 on the sample after 480 steps, .681
       after 400 here) and one of 1e-3 no better (.684 after 600, .691 here).
     """
     return DualTowerJob(
