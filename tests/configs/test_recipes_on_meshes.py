@@ -24,13 +24,6 @@ RECIPES = (
 )
 MESHES = ("tensor=2", "tensor=4", "tensor=8", "fsdp=8", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2")
 CASES = [(name, mesh) for name in RECIPES for mesh in MESHES] + [("mixtral_8x7b", "expert=4,tensor=2")]
-# One mesh of each recipe.
-QUICK = {
-    *(("llama2_7b", "fsdp=4,tensor=2"), ("llama2_70b", "data=2,fsdp=2,tensor=2"), ("llama3_8b", "tensor=8")),
-    *(("llama3_70b", "fsdp=8"), ("llama3_405b", "tensor=8"), ("gpt2", "tensor=4"), ("gpt3_175b", "fsdp=4,tensor=2")),
-    *(("palm_8b", "tensor=4"), ("palm_540b", "data=2,fsdp=2,tensor=2"), ("mixtral_8x7b", "expert=4,tensor=2")),
-    *(("t5_large", "fsdp=4,tensor=2"), ("bert_base", "tensor=2")),
-}
 # Less work for the compiler: XLA partitions the same program, only the code made of it is slower.
 COMPILED_FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Work that is repeated on purpose weighs more where all else is small. Of experts every device of `tensor` sends the
@@ -133,9 +126,7 @@ def check(name, mesh_text, monkeypatch):
     assert {path: error for path, error in errors.items() if not error <= TOLERANCE} == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh"),
-    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow, id="-".join(case)) for case in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mesh"), [pytest.param(*case, id="-".join(case)) for case in CASES])
 def test_loss_and_gradients_equal_one_devices(name, mesh, monkeypatch):
     check(name, mesh, monkeypatch)
