@@ -61,6 +61,11 @@ def plan_of(
     choices: Choices = pinned(graph, mesh, nothing_placed(graph), pins)
     for rule in in_order(rules):
         choices = rule(graph, mesh, limits, choices)
+    return plan_with(graph, mesh, limits, choices)
+
+
+def plan_with(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> ShardingPlan:
+    """The plan of a graph whose leaves are placed: what follows of that for the activations."""
     splits = splits_of(graph, mesh, [choice.spec for choice in choices])
     leaves = tuple(
         PlannedLeaf(

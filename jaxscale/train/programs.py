@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 
+from jaxscale.train.batch_shapes import Bucket, bucket_of
 from jaxscale.train.state import State
 from jaxscale.train.step import Metrics
-
-Bucket = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 class StepPrograms:
@@ -43,7 +42,7 @@ class StepPrograms:
 
     def has(self, batch: Mapping[str, jax.Array]) -> bool:
         """Whether the step is compiled for a batch of these shapes."""
-        return _bucket(batch) in self._compiled
+        return bucket_of(batch) in self._compiled
 
     def compile(self, state: State, batch: Mapping[str, jax.Array]) -> float:
         """Compiles the step for these shapes; reads neither argument, donates nothing.
@@ -52,14 +51,10 @@ class StepPrograms:
           The seconds it took.
         """
         started = time.monotonic()
-        self._compiled[_bucket(batch)] = self._step.lower(state, dict(batch)).compile()
+        self._compiled[bucket_of(batch)] = self._step.lower(state, dict(batch)).compile()
         return time.monotonic() - started
 
     def run(self, state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         """One step; the buffers of `state` are donated. The shapes must have been compiled."""
-        new_state, metrics = self._compiled[_bucket(batch)](state, dict(batch))
+        new_state, metrics = self._compiled[bucket_of(batch)](state, dict(batch))
         return new_state, metrics
-
-
-def _bucket(batch: Mapping[str, jax.Array]) -> Bucket:
-    return tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in sorted(batch.items()))
