@@ -17,12 +17,10 @@ import jax
 
 from jaxscale import errors, typed_json
 from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
-from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.sharding.apply import apply_plan
-from jaxscale.sharding.derive import derive
-from jaxscale.train.planned_step import PlannableJob
+from jaxscale.train.planned_step import PlannableJob, derive_step
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
 from launch import recipes
@@ -113,16 +111,15 @@ def compile_here(request: CompileRequest) -> CompiledStep:
     devices = jax.devices() if on_cpu else describe_topology(request.topology, num_slices=request.num_slices)
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
-    plan = derive(planned.loss, planned.params, planned.batch, spec, optimizer=planned.optimizer)
-    microbatch = microbatch_of(planned.batch, planned.grad_accum)
-    loss = apply_plan(plan, planned.loss, mesh, planned.params, microbatch)
+    plan = derive_step(planned, spec)
+    loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(lambda params, batch, key: (loss(params, batch), {}), job.training),
         state,
         planned.batch,
         state_shardings=plan.shardings(mesh, state),
-        batch_shardings=plan.shardings(mesh, planned.batch),
+        batch_shardings=plan.shardings(mesh, planned.microbatch),
         mesh=plan.device_mesh(mesh),
     )
     return compile_step(lowered, mesh, spec.sizes)

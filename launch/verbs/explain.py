@@ -15,10 +15,9 @@ from jaxscale.errors import MachineError, UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.observe.report import write_report
 from jaxscale.sharding import jaxprs, rewrite
-from jaxscale.sharding.derive import derive
 from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.plan import ShardingPlan
-from jaxscale.train.planned_step import PlannedStep
+from jaxscale.train.planned_step import PlannedStep, derive_step
 from launch.explain_page import explain_page
 
 
@@ -71,7 +70,7 @@ class Command:
         """
         spec, chip = _spec(self.mesh or self.job.operation.mesh), chip_of_topology(self.chip)
         step = self.job.planned_step()
-        plan = derive(step.loss, step.params, step.batch, spec, optimizer=step.optimizer)
+        plan = derive_step(step, spec)
         sources = _sources(step, plan)
         print(plan.render(every_leaf=self.every_leaf, sources=sources))
         if self.html is not None:
@@ -102,7 +101,7 @@ def _sources(step: PlannedStep, plan: ShardingPlan) -> dict[Address, str]:
     """The lines that make the pinned activations, with the equation's place."""
     if not plan.activations:
         return {}
-    program = jaxprs.trace(step.loss, step.params, step.batch).jaxpr
+    program = jaxprs.trace(step.loss, step.params, step.microbatch).jaxpr
     found = {made.address: rewrite.find(program, made.address) for made in plan.activations}
     return {
         address: f"{rewrite.source_of(equation)} (equation {'.'.join(map(str, address))})"

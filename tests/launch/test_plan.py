@@ -83,7 +83,7 @@ def test_what_does_not_fit_ends_with_7_and_the_largest_tensors(no_compiler, tmp_
         ("--topology v9:2x2", "unknown chip 'v9'"),
         ("--topology v5e:4", "expected 2 sizes"),
         ("--topology v5e:2x4 --mesh fsdp=4", "fsdp=4 needs 4 devices, 8 are there"),
-        ("--topology v5e:2x4 --mesh fsdp=32 --slices 4", "16 examples must be divisible by fsdp=32; use 32"),
+        ("--topology v5e:2x4 --mesh fsdp=32 --slices 4", "global_batch_size=16 must be divisible by fsdp=32; use 32"),
     ],
 )
 def test_what_is_refused_before_anything_compiles(no_compiler, capsys, flags, message):

@@ -29,8 +29,8 @@ def chain_loss(remat: bool):
 def chain(remat: bool, mesh: str = "data=1", **options) -> MemoryUse:
     params = jax.ShapeDtypeStruct((NUM_LAYERS, WIDTH, WIDTH), "float32")
     batch = {"x": jax.ShapeDtypeStruct((BATCH, WIDTH), "float32")}
-    plan = derive(chain_loss(remat), params, batch, MeshSpec.parse(mesh), optimizer=optax.adamw(1e-3))
     part = microbatch_of(batch, options.get("num_microbatches", 1))
+    plan = derive(chain_loss(remat), params, part, MeshSpec.parse(mesh), optimizer=optax.adamw(1e-3))
     program = gradient_program(chain_loss(remat), params, part)
     leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
     return count_memory(program, place(program, plan.mesh, leaves), plan, **options)
