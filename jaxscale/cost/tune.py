@@ -408,8 +408,10 @@ def _candidate(estimate: StepEstimate, settings: Settings) -> Candidate:
 
 
 def _could_gain(best: Candidate, numbers: Sequence[int]) -> bool:
-    """Whether state of fewer bytes could make the step faster: by fewer microbatches, or where memory is the bound."""
-    return best.settings.num_microbatches > numbers[0] or best.bound.bound_by == "hbm"
+    """Whether state of fewer bytes could make the step faster: by fewer microbatches, or by moving less in memory."""
+    compute, hbm = best.bound.compute_s, best.bound.hbm_s
+    waits_for_memory = compute is not None and hbm is not None and hbm > compute
+    return best.settings.num_microbatches > numbers[0] or waits_for_memory
 
 
 def _is_worthwhile(less_precise: Candidate, best: Candidate) -> bool:
