@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec
 from jaxscale.nn import functional
 from jaxscale.nn.families import decoder_config
 from jaxscale.observe.compiles import CompileCounter
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+from jaxscale.train.planned_step import derive_step
 from jaxscale.train.randomness import named_key
 from tests.jaxscale.train import runs
 
@@ -104,6 +106,14 @@ def test_every_activation_of_the_plan_is_pinned_in_the_program_at_hand(mesh, len
     assert placement.plan.activations
     assert pinned.count("sharding_constraint") == len(placement.plan.activations)
     assert "sharding_constraint" not in plain
+
+
+@pytest.mark.parametrize("mesh", SPLIT_MESHES)
+def test_what_is_explained_is_where_training_has_its_arrays(mesh):
+    identity = training(grad_accum=2)
+    explained = derive_step(dataclasses.replace(JOB, training=identity).planned_step(), MeshSpec.parse(mesh))
+    trained = runs.placed(RandomTokens(), identity, mesh).plan
+    assert explained.leaves == tuple(leaf for leaf in trained.leaves if leaf.path != "(key)")
 
 
 def test_on_one_device_the_program_is_the_objectives():
