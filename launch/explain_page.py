@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from jaxscale.cost.chips import Chip
 from jaxscale.cost.memory import MemoryUse
 from jaxscale.mesh import AXES, MeshSpec
-from jaxscale.observe import drawings
 from jaxscale.observe.drawings import Cut, GridDim
-from jaxscale.observe.plan_sections import ArrayCard, ArrayCards, MemoryBar, MeshDrawing, Rows, StoredOrder
+from jaxscale.observe.plan_sections import ArrayCard, ArrayCards, MemoryBar, MeshDrawing, Rows, StoredOrder, styles
 from jaxscale.observe.report import Fact, Report
 from jaxscale.observe.sections import Note, Section
 from jaxscale.observe.units import format_bytes
@@ -63,7 +62,7 @@ def explain_page(
             _activations(plan, sources),
             _not_understood(plan),
         ),
-        styles=(drawings.style(),),
+        styles=styles(),
     )
 
 

@@ -16,6 +16,7 @@ _STYLE = Path(__file__).with_name("drawings.css")
 _AXES = frozenset({"slice", "stage", "data", "fsdp", "expert", "sequence", "tensor"})
 _CHARACTER_PX = 6.4  # about the width of a character of a label
 _LINE_PX = 16
+_FRAME_PX = 10  # around a picture in a file
 
 _PLANE_PX = 104  # the shorter side of an array
 _MAX_TILES = 16  # more in a row are a grey smear
@@ -57,8 +58,15 @@ class Drawing:
 
     def standalone(self) -> str:
         """The picture as a file that needs nothing beside it."""
-        sheet = element("style", Html(style()))
-        attributes = {"xmlns": "http://www.w3.org/2000/svg", **self._attributes()}
+        sheet = element("style", Html(style() + "svg { background: var(--draw-sheet); }\n"))
+        frame = -_FRAME_PX, -_FRAME_PX, self.width + 2 * _FRAME_PX, self.height + 2 * _FRAME_PX
+        attributes = {
+            **self._attributes(),
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": " ".join(f"{number:g}" for number in frame),
+            "width": f"{frame[2]:g}",
+            "height": f"{frame[3]:g}",
+        }
         return element("svg", sheet, element("title", self.words), self.content, **attributes) + "\n"
 
     def _attributes(self) -> dict[str, str]:
@@ -255,7 +263,7 @@ def in_a_row(drawings: Sequence[tuple[str, Drawing]], between: str = "") -> Draw
             )
         made.append(element("text", caption, x=f"{x:g}", y=13, class_="caption"))
         made.append(element("g", drawing.content, transform=f"translate({x:g} {_LINE_PX + 6})"))
-        x += max(drawing.width, len(caption) * _CHARACTER_PX * 1.08) + gap
+        x += max(drawing.width, len(caption) * _CHARACTER_PX * 1.2) + gap
     words = f" {between or 'and'} ".join(f"{caption}: {drawing.words}" for caption, drawing in drawings)
     return Drawing(width=x - gap, height=tallest + _LINE_PX + 6, content=join(made), words=words)
 

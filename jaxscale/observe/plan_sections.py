@@ -2,11 +2,19 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 from jaxscale.observe import drawings
 from jaxscale.observe.drawings import GridDim
 from jaxscale.observe.markup import Html, element, join, table
 from jaxscale.observe.units import format_bytes
+
+_STYLE = Path(__file__).with_name("plan_sections.css")
+
+
+def styles() -> tuple[str, ...]:
+    """The style sheets that a page with these sections needs beside the report's."""
+    return drawings.style(), _STYLE.read_text(encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

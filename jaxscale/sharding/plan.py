@@ -270,7 +270,7 @@ def _activation_row(made: PlannedActivation, sources: Mapping[Address, str]) -> 
 
 def _rows(leaf: PlannedLeaf, mesh: MeshSpec) -> list[tuple[str, ...]]:
     shape = " ".join(map(str, leaf.shape)) or "scalar"
-    name = leaf.path if leaf.role == "parameter" else f"{_FIELDS[leaf.role]}: {leaf.path}"
+    name = leaf.path if leaf.role == "parameter" else f"{_FIELDS[leaf.role]}: {leaf.path}".removesuffix(": ")
     whys = list(zip(leaf.rules, leaf.reasons, strict=True))
     if leaf.layout is not None:
         whys.append(("", storage_text(leaf.layout)))
