@@ -160,9 +160,11 @@ class _Loop:
         if not self._programs.has(batch):
             self._read_metrics(leave=0)
             with self._stop.hold(self._save_held):
-                compile_s = self._programs.compile(self._state, batch)
+                compile_s, copied = self._programs.compile(self._state, batch)
             shapes = {name: str(leaf.shape) for name, leaf in batch.items()}
             self._setup.folder.events.write("compiled", step=self._progress.step, compile_s=compile_s, shapes=shapes)
+            for array in copied:
+                self._setup.folder.events.write("copied_whole", step=self._progress.step, array=str(array))
             if self._stop.requested:
                 return
         self._logical_state = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxscale.sharding import rematerialization
 from jaxscale.train.batch_shapes import Bucket, bucket_of
 from jaxscale.train.state import State
 from jaxscale.train.step import Metrics
@@ -44,15 +45,18 @@ class StepPrograms:
         """Whether the step is compiled for a batch of these shapes."""
         return bucket_of(batch) in self._compiled
 
-    def compile(self, state: State, batch: Mapping[str, jax.Array]) -> float:
+    def compile(
+        self, state: State, batch: Mapping[str, jax.Array]
+    ) -> tuple[float, tuple[rematerialization.Rematerialization, ...]]:
         """Compiles the step for these shapes; reads neither argument, donates nothing.
 
         Returns:
-          The seconds it took.
+          The seconds it took, and the arrays that the program copies whole to change how they are split.
         """
         started = time.monotonic()
-        self._compiled[bucket_of(batch)] = self._step.lower(state, dict(batch)).compile()
-        return time.monotonic() - started
+        lowered = self._step.lower(state, dict(batch))
+        self._compiled[bucket_of(batch)], copied = rematerialization.compile_watched(lowered)
+        return time.monotonic() - started, copied
 
     def run(self, state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         """One step; the buffers of `state` are donated. The shapes must have been compiled."""
