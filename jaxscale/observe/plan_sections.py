@@ -125,7 +125,7 @@ class MemoryBar:
         if self.limit_bytes is None:
             return f"{format_bytes(peak)} at the peak; how much a {self.device} device has is not known."
         times = peak / self.limit_bytes
-        share = f"{times:.0%} of" if times < 10 else f"{times:.0f} times"
+        share = "under 1% of" if times < 0.01 else f"{times:.0%} of" if times < 10 else f"{times:.0f} times"
         words = "It fits" if peak <= self.limit_bytes else "It does not fit"
         return (
             f"{words}: {format_bytes(peak)} at the peak is {share} the {format_bytes(self.limit_bytes)} that a "

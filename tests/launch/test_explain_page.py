@@ -92,6 +92,7 @@ def test_state_that_follows_is_counted_and_not_drawn():
     ("peak", "chip", "verdict"),
     [
         (2**30, "v5e", "It fits: 1 GiB at the peak is 6% of the 15.8 GiB"),
+        (2**20, "v5e", "It fits: 1 MiB at the peak is under 1% of the 15.8 GiB"),
         (20 * 2**30, "v5e", "It does not fit: 20 GiB at the peak is 127% of the 15.8 GiB"),
         (2**30, "cpu", "1 GiB at the peak; how much a cpu device has is not known."),
     ],
