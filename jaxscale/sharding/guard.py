@@ -6,6 +6,7 @@ import itertools
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec, axis_of
+from jaxscale.sharding.exchanges import exchanges_of
 from jaxscale.sharding.graph import Graph
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
 from jaxscale.sharding.specs import legal_sizes, num_parts, overlap, spec_text
@@ -95,7 +96,7 @@ def _constraints(graph: Graph) -> list[str]:
 def _repeated_work(graph: Graph, plan: ShardingPlan) -> list[str]:
     """Matmuls computed by more than one device each, those aside whose leaves say so: heads that others share."""
     splits = splits_of(graph, plan.mesh, [leaf.spec for leaf in plan.leaves])
-    work = work_of(graph, plan.mesh, splits)
+    work = work_of(graph, plan.mesh, splits, exchanges_of(graph, plan.mesh, splits, plan.limits))
     said = {i for i, leaf in enumerate(plan.leaves) if SHARED_HEADS.intersection(leaf.rules)}
     silent = tuple(dataclasses.replace(one, num_copies=1) if said & _parameters(graph, one) else one for one in work)
     ratio = flops_ratio(silent)

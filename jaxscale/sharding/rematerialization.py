@@ -25,6 +25,8 @@ _WARNING = re.compile(
     r"efficiently for HLO operation (?P<instruction>%.*?)\. As the last resort"
 )
 _MARK = b"nvoluntary full rematerialization"
+# An operand that stands in for a real one while XLA weighs ways to look rows up; it warns of those that it drops too.
+_WEIGHED = "%fake_parameter"
 # Shardings as jax 0.10's compiler writes them, `{devices=[2,4]<=[8]}`, and jax 0.12's, `{mesh['a'=2], [{'a'}, {}]}`.
 _TILES = re.compile(r"devices=\[([\d,]+)\]")
 _MESH = re.compile(r"mesh\[(.*?)\], \[(.*)\]")
@@ -90,7 +92,8 @@ def rematerializations(heard: Sequence[str], lowered: jax.stages.Lowered) -> tup
       heard: lines of `watching`, or of another process's standard error; others than the warnings are passed over.
       lowered: what was compiled, for the Python lines.
     """
-    found = [match for line in heard if (match := _WARNING.search(line)) is not None]
+    warnings = [match for line in heard if (match := _WARNING.search(line)) is not None]
+    found = [match for match in warnings if _WEIGHED not in match["instruction"]]
     if not found:
         return ()
     # Printed only now: the text of a large program takes a while.
