@@ -70,6 +70,7 @@ def test_what_does_not_fit_ends_with_7_and_the_largest_tensors(no_compiler, tmp_
     assert "does not fit on v5e:2x4 with mesh fsdp=4,tensor=2" in captured.err
     assert "largest tensors when it is fullest" in captured.out
     assert "changes that help, as predicted" in captured.out
+    assert "parameters and optimizer state alone take" in captured.out
     found = json.loads(report.read_text())
     assert (found["exit_code"], found["fits"]) == (7, False)
     assert found["predicted"]["memory"]["parameters"] > 0
