@@ -136,7 +136,7 @@ def predict(job: Any, case: Case) -> StepEstimate:
 
 def closed_form_flops(job: Any) -> float | None:
     """6 N D and attention's 12 L S H C D, of decoders without experts; None for others."""
-    c = getattr(job, "transformer", None)
+    c: Any = getattr(job, "transformer", None)
     if getattr(c, "kind", None) != "decoder" or c.experts is not None:
         return None
     step = job.planned_step()
