@@ -77,13 +77,14 @@ class Command:
             changes = propose_changes(step.loss, step.params, step.batch, step.optimizer, plan, estimate)
             report = dataclasses.replace(report, changes=changes)
         print(report.render())
+        found = {**report.to_json(), "sharding": plan.to_json()}
         if report.fits is False:
             raise DoesNotFitError(
                 f"{self.recipe} does not fit on {topology} with mesh {spec}; the table shows the largest tensors, and "
                 "what would help",
-                report=report.to_json(),
+                report=found,
             )
-        return report.to_json()
+        return found
 
     def _spec(self, topology: Topology) -> MeshSpec:
         text = self.mesh or self.job.operation.mesh
