@@ -1,282 +1,96 @@
 """Bytes that a training step moves per mesh axis on a TPU: the derived plan beside specs by hand and rules by name.
 
-Command: python benchmarks/collectives.py --topology v5e:4x4 --mesh fsdp=4,tensor=4 \\
-  --out benchmarks/results/collectives.jsonl
+Command: python -m benchmarks.collectives --out benchmarks/results/collectives.jsonl \\
+  --markdown docs/benchmarks/collectives.md
 
-One JSON row per axis. Every contestant is the same step of the same decoder, compiled by libtpu for the same chips,
-each in a process of its own; loops are multiplied out. The compiler is stopped when its program is complete: to turn it
-into machine code takes it ten times as long, and moves no byte more. Needs the extra `tpu`, and no TPU.
+One JSON row per case, mesh and axis. Every contestant is the same training step, compiled by libtpu for the same chips,
+each in a process of its own; loops are multiplied out, and a collective counts as the bytes that a device sends by the
+ring algorithm. Rows of the same case and mesh in --out are replaced. Needs the extra `tpu`, and no TPU.
 
-* derived: what `derive` says, its pinned activations included.
-* by_hand: Megatron's and ZeRO-3's specs written out for this decoder, and every matmul's result constrained to match.
-* redco: rules by name, from their description: keys are the last two names of a path, those that end in `kernel` or
-  `embedding` are candidates; in alphabetical order one is split on the last dim that divides, the next on the last but
-  one that does, and so on. One model axis; over `fsdp` the parameters are copies.
-* closed_form: what Megatron and ZeRO-3 move by their papers' formulas, where the backward pass computes layers again.
-
-References: Shoeybi et al. 2019, "Megatron-LM", section 3, https://arxiv.org/abs/1909.08053; Rajbhandari et al. 2020,
-"ZeRO", section 7, https://arxiv.org/abs/1910.02054; Redco: Tan et al. 2023, https://arxiv.org/abs/2310.16355
+* derived: what `derive` says, its pinned activations and stored layouts included.
+* by hand: the best of the ways in `collective_cases`, with the constraints on activations that an expert would write.
+* redco: rules by name; see `redco_rules`.
+* closed form: Megatron and ZeRO-3 by their papers' formulas; see `closed_forms`.
 """
 
 import argparse
 import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-from jaxscale.cost.compiled import CollectiveTotal, lower_step, totals
-from jaxscale.cost.compiler_dump import dump_options, dumped_text
-from jaxscale.cost.rings import ring_bytes
-from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
-from jaxscale.nn.families import decoder_config
-from jaxscale.sharding import jaxprs
-from jaxscale.sharding.apply import apply_plan
+from benchmarks.collective_cases import CASES, Case, case
+from benchmarks.collective_programs import BY_HAND, DERIVED, REDCO, compiled_text, contestants
+from benchmarks.collectives_page import page
+from jaxscale.cost.compiled import CollectiveTotal, totals
+from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.collectives import collectives
-from jaxscale.sharding.constrain import constrain
-from jaxscale.sharding.derive import derive
-from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan
-from jaxscale.train.job import Operation, TrainingIdentity
-from jaxscale.train.language_model import LanguageModelJob
-from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
-from jaxscale.train.planned_step import PlannedStep
 
-CONTESTANTS = ("derived", "by_hand", "redco")
 MIB = 2**20
-# The compiler writes it after the text of its program, and before it makes machine code.
-COMPLETE = "*.after_optimizations-memory-usage-report.txt"
-BATCH, LENGTH = 32, 256
-# By the end of a path, the layers' leading dim left out. A norm's scale is whole.
-BY_HAND = {
-    "token/table": ("tensor", "fsdp"),
-    "query/kernel": ("fsdp", "tensor", None),
-    "key/kernel": ("fsdp", "tensor", None),
-    "value/kernel": ("fsdp", "tensor", None),
-    "out/kernel": ("tensor", None, "fsdp"),
-    "gate/kernel": ("fsdp", "tensor"),
-    "up/kernel": ("fsdp", "tensor"),
-    "down/kernel": ("tensor", "fsdp"),
-    "output/kernel": ("fsdp", "tensor"),
-}
+MESHES = ("v5e:4x4@fsdp=4,tensor=4", "v5p:4x4x4@fsdp=16,tensor=4")
+GOLDEN = ("decoder", "fused_gpt2", "flax_attention")
+# Where 2 key-value heads divide into 8 even less.
+EXTRA = {"grouped_heads": ("v5e:4x4@fsdp=2,tensor=8",)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:4x4")
-    parser.add_argument("--mesh", default="fsdp=4,tensor=4")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--contestants", default=",".join(CONTESTANTS), help="some of them, the first is compared")
-    parser.add_argument("--out", type=Path, default=None, help="also append the rows to this file")
-    parser.add_argument(
-        "--compile", choices=CONTESTANTS, default=None, help="compile one, with its dump in --dump; for us"
-    )
-    parser.add_argument("--dump", type=Path, default=None)
+    parser.add_argument("--cases", default=",".join(CASES), help="some of them, joined by commas")
+    parser.add_argument("--on", action="append", help="topology@mesh, as v5e:4x4@fsdp=4,tensor=4; may be repeated")
+    parser.add_argument("--out", type=Path, default=None, help="keep the rows in this file")
+    parser.add_argument("--golden", type=Path, default=None, help="write what three cases move to this file, no more")
+    parser.add_argument("--markdown", type=Path, default=None, help="write all rows of --out as a page of tables")
     flags = parser.parse_args()
-    spec = MeshSpec.parse(flags.mesh)
-    if flags.compile is not None:
-        compile_one(flags.compile, flags.topology, spec, flags.layers, flags.dump)
+    if flags.golden is not None:
+        keep_golden(flags.golden)
         return
-    found = {name: in_own_process(name, flags) for name in flags.contestants.split(",")}
-    for row in rows(found, spec, flags.layers, flags.topology):
-        line = json.dumps(row)
-        print(line, flush=True)
-        if flags.out is not None:
-            flags.out.parent.mkdir(parents=True, exist_ok=True)
-            with flags.out.open("a") as file:
-                file.write(f"{line}\n")
+    for name in filter(None, flags.cases.split(",")):
+        for on in flags.on or (*MESHES, *EXTRA.get(name, ())):
+            topology, _, mesh = on.partition("@")
+            made = list(measured(case(name), topology, MeshSpec.parse(mesh)))
+            print(*map(json.dumps, made), sep="\n", flush=True)
+            if flags.out is not None:
+                keep(flags.out, made)
+    if flags.markdown is not None:
+        flags.markdown.parent.mkdir(parents=True, exist_ok=True)
+        flags.markdown.write_text(page([json.loads(line) for line in flags.out.read_text().splitlines()], CASES))
 
 
-def in_own_process(name: str, flags: argparse.Namespace) -> tuple[CollectiveTotal, ...]:
-    """Compiles one contestant with this program, until the collectives of its step can be read."""
-    with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder)
-        told = ["--topology", flags.topology, "--mesh", flags.mesh, "--layers", str(flags.layers)]
-        command = [sys.executable, __file__, *told, "--compile", name, "--dump", folder]
-        with subprocess.Popen(
-            command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and not any(dump.glob(COMPLETE)):
-                time.sleep(1)
-            process.kill()
-        if not any(dump.glob(COMPLETE)):
-            raise SystemExit(f"{name} was not compiled: its process ended with {process.returncode}")
-        found = collectives(dumped_text(dump), MeshSpec.parse(flags.mesh).sizes)
-        assert all(c.num_runs_known for c in found), f"{name}: a loop of unknown length"
-        return totals(found)
-
-
-def decoder(num_layers: int) -> LanguageModelJob:
-    """The decoder that all contestants train, in float32, so that the closed form has one size of number."""
-    return LanguageModelJob(
-        transformer=decoder_config(
-            num_layers=num_layers,
-            d_model=512,
-            num_heads=8,
-            num_kv_heads=4,
-            d_ff=1536,
-            vocab_size=4096,
-            max_positions=LENGTH,
-            tied_output=False,
-        ),
-        sequence_length=LENGTH,
-        training=TrainingIdentity(
-            global_batch_size=BATCH, optimizer=AdamWConfig(schedule=ScheduleConfig(kind="constant"))
-        ),
-        operation=Operation(),
-    )
-
-
-def compile_one(name: str, topology: str, spec: MeshSpec, num_layers: int, dump: Path) -> None:
-    """Compiles the step of one contestant for a described topology, with the compiler's dump in a folder."""
-    planned = decoder(num_layers).planned_step()
-    mesh = make_mesh(spec, describe_topology(topology))
-    state = {"params": planned.params, "opt_state": jax.eval_shape(planned.optimizer.init, planned.params)}
-    if name == "derived":
-        plan = derive(planned.loss, planned.params, planned.batch, spec, optimizer=planned.optimizer)
-        loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.batch)
-        state_shardings, batch_shardings = plan.shardings(mesh, state), plan.shardings(mesh, planned.batch)
-        on = plan.device_mesh(mesh)
-    else:
-        specs = hand_specs(planned) if name == "by_hand" else redco_specs(planned, spec.tensor)
-        pins = hand_pins(planned, num_layers, mesh) if name == "by_hand" else {}
-        loss = constrain(planned.loss, pins, planned.params, planned.batch)
-        state_shardings = shardings_of_state(state, specs, mesh)
-        batch_shardings = jax.tree.map(lambda _: NamedSharding(mesh, P(("data", "fsdp"))), planned.batch)
-        on = mesh
-
-    def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(state["params"], batch)
-        updates, opt_state = planned.optimizer.update(gradient, state["opt_state"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, value
-
-    lowered = lower_step(
-        step, state, planned.batch, state_shardings=state_shardings, batch_shardings=batch_shardings, mesh=on
-    )
-    lowered.compile(dump_options(dump))
-
-
-def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-
-
-def hand_specs(planned: PlannedStep) -> dict[str, tuple[str | None, ...]]:
-    """Megatron and ZeRO-3 for every parameter, by path."""
-    specs = {}
-    for path, shape in leaf_shapes(planned.params).items():
-        inside = next((axes for end, axes in BY_HAND.items() if path.endswith(end)), ())
-        specs[path] = (None,) * (len(shape) - len(inside)) + inside
-    return specs
-
-
-def redco_specs(planned: PlannedStep, tensor: int) -> dict[str, tuple[str | None, ...]]:
-    """Redco's rules for every parameter, by path."""
-    shapes = leaf_shapes(planned.params)
-    keys = sorted({"/".join(path.split("/")[-2:]) for path in shapes if re.search(r"(kernel|embedding)$", path)})
-    specs = {}
-    for path, shape in shapes.items():
-        key = "/".join(path.split("/")[-2:])
-        valid = [dim for dim, size in enumerate(shape) if size % tensor == 0]
-        # The first key takes the last valid dim, the second the one before it, and so on in turns.
-        turn = keys.index(key) % 2 if key in keys else len(valid)
-        chosen = valid[-1 - turn] if turn < len(valid) else None
-        specs[path] = tuple("tensor" if dim == chosen else None for dim in range(len(shape)))
-    return specs
-
-
-def hand_pins(planned: PlannedStep, num_layers: int, mesh: Mesh) -> dict[tuple[Address, int], NamedSharding]:
-    """Results of matmuls, lookups and residual sums: examples over fsdp; heads, hidden and vocabulary over tensor."""
-    c = decoder(num_layers).transformer
-    specs = {
-        (BATCH, LENGTH, c.d_model): P(("data", "fsdp")),
-        (BATCH, LENGTH, c.num_heads, c.head_dim): P(("data", "fsdp"), None, "tensor"),
-        (BATCH, LENGTH, c.num_kv_heads, c.head_dim): P(("data", "fsdp"), None, "tensor"),
-        (BATCH, LENGTH, c.d_ff): P(("data", "fsdp"), None, "tensor"),
-        (BATCH, LENGTH, c.vocab_size): P(("data", "fsdp"), None, "tensor"),
+def measured(of: Case, topology: str, spec: MeshSpec) -> Iterator[dict[str, Any]]:
+    """One row for every set of axes and one for all."""
+    found = {name: moved(of.name, name, topology, spec) for name in contestants(of, spec)}
+    best = min((name for name in found if name.startswith(BY_HAND)), key=lambda name: _total(found[name]))
+    sums = {
+        "derived": by_axes(found[DERIVED]),
+        "by_hand": by_axes(found[best]),
+        "redco": by_axes(found[REDCO]),
+        "closed_form": of.closed_form(spec),
     }
-    program = jaxprs.trace(planned.loss, planned.params, planned.batch)
-    return {
-        (address, 0): NamedSharding(mesh, specs[equation.output_shapes[0]])
-        for address, equation in equations(program)
-        if equation.name in ("add", "custom_vjp_call", "dot_general", "gather") and equation.output_shapes[0] in specs
+    common = {"case": of.name, "what": of.what, "topology": topology, "mesh": str(spec)}
+    common |= {"best_by_hand": best.removeprefix(BY_HAND)}
+    common |= {package: metadata.version(package) for package in ("jax", "libtpu")}
+    for axes in sorted({key for by_axis in sums.values() for key in by_axis}):
+        row = {name: by_axis.get(axes, 0.0) for name, by_axis in sums.items()}
+        kinds = {"derived": by_kind(found[DERIVED], axes), "by_hand": by_kind(found[best], axes)}
+        yield {**_row(of.name, axes, row), "kinds": kinds, **common}
+    every_way = {
+        name.removeprefix(BY_HAND): round(_total(made) / MIB, 3)
+        for name, made in found.items()
+        if name.startswith(BY_HAND)
     }
+    whole = {name: sum(by_axis.values()) for name, by_axis in sums.items()}
+    yield {**_row(of.name, "all", whole), "every_way_by_hand": every_way, **common}
 
 
-def equations(program: Program, outer: Address = ()) -> Iterator[tuple[Address, Equation]]:
-    """All equations with their addresses, those inside custom derivatives left out."""
-    for index, equation in enumerate(program.equations):
-        address = (*outer, index)
-        yield address, equation
-        held = None if equation.name.startswith("custom_") else jaxprs.inner(equation)
-        if isinstance(held, Scan):
-            yield from equations(held.body, address)
-        elif isinstance(held, Call):
-            yield from equations(held.program, address)
-        elif isinstance(held, Branches):
-            for number, branch in enumerate(held.branches):
-                yield from equations(branch, (*address, number))
-
-
-def shardings_of_state(state: Any, specs: dict[str, tuple[str | None, ...]], mesh: Mesh) -> Any:
-    """Parameters by their specs, moments as their parameter, the rest whole."""
-
-    def sharding(key_path: Any, leaf: Any) -> NamedSharding:
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        found = next((axes for name, axes in specs.items() if path.endswith(name) and len(axes) == len(leaf.shape)), ())
-        return NamedSharding(mesh, P(*found))
-
-    return jax.tree_util.tree_map_with_path(sharding, state)
-
-
-def closed_form(num_layers: int, spec: MeshSpec) -> dict[str, float]:
-    """Bytes that each device sends by the papers' formulas, by axis.
-
-    Over tensor a layer adds up activations twice forward, twice backward, and once when its attention is computed
-    again; so do the embedding forward and the output backward; the loss adds up three numbers a token. Over fsdp every
-    matrix is gathered forward and backward, and its gradient reduced and scattered; the table is gathered once.
-    """
-    c = decoder(num_layers).transformer
-    tokens = BATCH * LENGTH // (spec.data * spec.fsdp)
-    activation = 4 * tokens * c.d_model
-    added = (5 * num_layers + 2) * ring_bytes("all_reduce", activation, spec.tensor)
-    added += 3 * ring_bytes("all_reduce", 4 * tokens, spec.tensor)
-    heads = c.d_model * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    layer = 4 * (heads + 3 * c.d_model * c.d_ff) // spec.tensor
-    table = 4 * c.d_model * c.vocab_size // spec.tensor
-    gathered = ring_bytes("all_gather", 2 * num_layers * layer + 2 * table + table, spec.fsdp)
-    scattered = ring_bytes("reduce_scatter", num_layers * layer + 2 * table, spec.fsdp)
-    norms = ring_bytes("all_reduce", 4 * c.d_model * (2 * num_layers + 1), spec.fsdp)
-    return {"tensor": added, "fsdp": gathered + scattered + norms}
-
-
-def rows(
-    found: dict[str, tuple[CollectiveTotal, ...]], spec: MeshSpec, num_layers: int, topology: str
-) -> Iterator[dict[str, Any]]:
-    """One row for every set of axes and one for all, the first contestant's ratios to the others with them."""
-    moved = {name: by_axes(made) for name, made in found.items()}
-    moved["closed_form"] = closed_form(num_layers, spec)
-    ours = next(iter(moved))
-    versions = {package: metadata.version(package) for package in ("jax", "libtpu")}
-    for axes in [*sorted({key for sums in moved.values() for key in sums}), "all"]:
-        sums = {name: sum(m.values()) if axes == "all" else m.get(axes, 0.0) for name, m in moved.items()}
-        row: dict[str, Any] = {"figure": f"collectives.decoder.{axes}", "unit": "MiB sent by a device in a step"}
-        row |= {name: round(total / MIB, 3) for name, total in sums.items()}
-        row |= {f"ratio_to_{name}": round(sums[ours] / s, 3) for name, s in sums.items() if name != ours and s}
-        row |= {"kinds": {name: by_kind(made, axes) for name, made in found.items()}} if axes != "all" else {}
-        yield row | {"topology": topology, "mesh": str(spec), "num_layers": num_layers} | versions
+def moved(name: str, contestant: str, topology: str, spec: MeshSpec) -> tuple[CollectiveTotal, ...]:
+    """The collectives of one contestant's program."""
+    found = collectives(compiled_text(name, contestant, topology, spec), spec.sizes)
+    unknown = [c.source for c in found if not c.num_runs_known]
+    if unknown:
+        raise SystemExit(f"{name}, {contestant}: collectives in loops of unknown length: {unknown}")
+    return totals(found)
 
 
 def by_axes(found: tuple[CollectiveTotal, ...]) -> dict[str, float]:
@@ -289,7 +103,54 @@ def by_axes(found: tuple[CollectiveTotal, ...]) -> dict[str, float]:
 
 def by_kind(found: tuple[CollectiveTotal, ...], axes: str) -> dict[str, str]:
     """How often each kind goes over the axes, and the MiB that it sends."""
-    return {t.kind: f"{t.num_runs} x, {t.bytes_moved / MIB:.3f} MiB" for t in found if "*".join(t.axes) == axes}
+    sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    for total in found:
+        if "*".join(total.axes) == axes:
+            sums[total.kind][0] += total.num_runs
+            sums[total.kind][1] += total.bytes_moved / MIB
+    return {kind: f"{num_runs:g} x, {mib:.3f} MiB" for kind, (num_runs, mib) in sums.items()}
+
+
+def keep(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes the rows to a file of rows, in the place of those of the same case, topology and mesh."""
+
+    def of(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["case"], row["topology"], row["mesh"]
+
+    before = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    kept = [row for row in before if of(row) not in {of(row) for row in rows}]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(f"{json.dumps(row)}\n" for row in [*kept, *rows]))
+
+
+def budget(found: tuple[CollectiveTotal, ...]) -> dict[str, dict[str, list[int]]]:
+    """How often each kind goes over the axes, and the bytes of all its runs, by axes and kind."""
+    made: dict[str, dict[str, list[int]]] = {}
+    for total in found:
+        pair = made.setdefault("*".join(total.axes), {}).setdefault(total.kind, [0, 0])
+        pair[0] += total.num_runs
+        pair[1] += total.num_bytes
+    return made
+
+
+def keep_golden(path: Path) -> None:
+    """Writes what the derived plans of three cases move on v5e:4x4, under the version of libtpu."""
+    golden = json.loads(path.read_text()) if path.exists() else {}
+    topology, _, mesh = MESHES[0].partition("@")
+    spec = MeshSpec.parse(mesh)
+    golden[metadata.version("libtpu")] = {name: budget(moved(name, DERIVED, topology, spec)) for name in GOLDEN}
+    path.write_text(json.dumps(golden, indent=2, sort_keys=True) + "\n")
+
+
+def _row(name: str, axes: str, moved: dict[str, float]) -> dict[str, Any]:
+    row: dict[str, Any] = {"figure": f"collectives.{name}.{axes}", "unit": "MiB sent by a device in a step"}
+    row |= {contestant: round(num / MIB, 3) for contestant, num in moved.items()}
+    ours = moved["derived"]
+    return row | {f"ratio_to_{other}": round(ours / n, 3) for other, n in moved.items() if other != "derived" and n}
+
+
+def _total(found: tuple[CollectiveTotal, ...]) -> float:
+    return sum(total.bytes_moved for total in found)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "corpus pydocs": ("corpus_pydocs", "a BEIR folder out of the installed Python packages' documentation"),
     "explain": ("explain", "where every array of a recipe goes on a mesh, and why"),
     "plan": ("plan", "what a recipe's step needs on TPUs, GPUs or CPUs that need not be there: predicted, compiled"),
+    "plan diff": ("plan_diff", "what changed between two plans that `plan --json` or `explain --json` wrote"),
+    "tune": ("tune", "the fastest mesh, remat, microbatches and precision that fit, the best of them compiled"),
     "train": ("train", "trains a recipe; the same command again resumes"),
     "import hf": ("import_hf", "a Hugging Face folder of the BERT family -> a model folder"),
     "embed": ("embed", "a corpus -> committed vectors"),
@@ -45,7 +47,7 @@ _READER_LEFT = 141
 _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 # Verbs whose first argument names a recipe, which gives the flags their defaults.
-RECIPE_VERBS = frozenset({"train", "explain", "plan"})
+RECIPE_VERBS = frozenset({"train", "explain", "plan", "tune"})
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
 _ENCODING_VERBS = frozenset({"embed", "demo"})

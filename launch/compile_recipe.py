@@ -17,12 +17,10 @@ import jax
 
 from jaxscale import errors, typed_json
 from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
-from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.sharding.apply import apply_plan
-from jaxscale.sharding.derive import derive
-from jaxscale.train.planned_step import PlannableJob
+from jaxscale.train.planned_step import PlannableJob, derive_step
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
 from launch import recipes
@@ -43,6 +41,7 @@ class CompileRequest:
       num_slices: of TPUs.
       mesh: the spec of all devices, every size known.
       num_layers: another depth of the model; None for the job's own.
+      machine_code: False to stop when a TPU program is complete, in a tenth of the time; see `compile_step`.
     """
 
     recipe: str
@@ -51,6 +50,7 @@ class CompileRequest:
     num_slices: int
     mesh: str
     num_layers: int | None = None
+    machine_code: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,23 +113,22 @@ def compile_here(request: CompileRequest) -> CompiledStep:
     devices = jax.devices() if on_cpu else describe_topology(request.topology, num_slices=request.num_slices)
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
-    plan = derive(planned.loss, planned.params, planned.batch, spec, optimizer=planned.optimizer)
-    microbatch = microbatch_of(planned.batch, planned.grad_accum)
-    loss = apply_plan(plan, planned.loss, mesh, planned.params, microbatch)
+    plan = derive_step(planned, spec)
+    loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(lambda params, batch, key: (loss(params, batch), {}), job.training),
         state,
         planned.batch,
         state_shardings=plan.shardings(mesh, state),
-        batch_shardings=plan.shardings(mesh, planned.batch),
+        batch_shardings=plan.shardings(mesh, planned.microbatch),
         mesh=plan.device_mesh(mesh),
     )
-    return compile_step(lowered, mesh, spec.sizes)
+    return compile_step(lowered, mesh, spec.sizes, machine_code=request.machine_code)
 
 
-def main() -> int:
-    """Reads the request that the first argument names, and writes the answer to where the second says."""
+def main() -> None:
+    """Reads the request that the first argument names, writes the answer to where the second says, and exits."""
     asked, answered = (Path(argument) for argument in sys.argv[1:])
     try:
         request = typed_json.decode(CompileRequest, json.loads(asked.read_text()), "request")
@@ -137,7 +136,9 @@ def main() -> int:
     except JaxscaleError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     answered.write_text(json.dumps(answer))
-    return 0
+    sys.stderr.flush()
+    # Not sys.exit: a compiler that was asked for no machine code may still be making it.
+    os._exit(0)
 
 
 def _job(request: CompileRequest) -> PlannableJob:
@@ -168,4 +169,4 @@ def _environment(topology: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -67,7 +67,13 @@ class PlanReport:
         estimate, step = self.estimate, None if self.compiled is None else self.compiled.step
         lines = [f"mesh {estimate.mesh} on {estimate.topology}: {estimate.mesh.num_devices} devices"]
         lines += [f"compiled in {step.compile_s:.0f} s by {_versions(step)}" if step else _not_compiled(estimate), ""]
-        lines += ["memory of a device", *_table(_memory(estimate, step)), f"  {_verdict(self)}", ""]
+        lines += [
+            "memory of a device",
+            *_table(_memory(estimate, step)),
+            f"  {_verdict(self)}",
+            *_hopeless(estimate),
+            "",
+        ]
         if self.fits is False:
             lines += ["largest tensors when it is fullest", *_table(_tensors(estimate, step)), ""]
             if self.changes:
@@ -131,6 +137,18 @@ def _verdict(report: PlanReport) -> str:
     if refused is None:
         return f"predicted: {predicted}{of}; compiled: {'fits' if limit is not None else 'compiles, no limit is known'}"
     return f"predicted: {predicted}{of}; compiled: does not fit: {refused.message}"
+
+
+def _hopeless(estimate: StepEstimate) -> list[str]:
+    """That the state alone is too large for so many devices, however the rest of the step is made."""
+    limit, held = estimate.topology.chip.limit_bytes_per_device, estimate.memory
+    state = held.parameters + held.optimizer
+    if limit is None or state <= limit:
+        return []
+    return [
+        f"  parameters and optimizer state alone take {_gib(state)} of each device on this mesh, more than the "
+        f"{_gib(limit)} there are: no number of microbatches helps"
+    ]
 
 
 def _tensors(estimate: StepEstimate, step: CompiledStep | None) -> list[Row]:

@@ -144,10 +144,12 @@ class _Step:
 
     def with_more_microbatches(self) -> Iterator[_Tried]:
         """The fewest microbatches with which it fits."""
-        batch = [leaf for leaf in self.plan.leaves if leaf.role == "batch" and leaf.shape]
+        specs = [leaf.spec for leaf in self.plan.leaves if leaf.role == "batch" and leaf.shape]
+        num_examples = {leaf.shape[0] for leaf in jax.tree.leaves(self.batch) if leaf.shape}
 
         def tried(number: int) -> Iterator[_Tried]:
-            if all(leaf.shape[0] % (number * num_parts(self.plan.mesh, leaf.spec[0])) == 0 for leaf in batch):
+            ways = {number * num_parts(self.plan.mesh, spec[0]) for spec in specs}
+            if all(examples % n == 0 for examples in num_examples for n in ways):
                 yield from self._tried(f"{number} microbatches", self._programs(self.loss, number), self.plan.mesh)
 
         numbers = (self.estimate.num_microbatches * 2**n for n in itertools.count(1))
@@ -188,9 +190,8 @@ class _Step:
         try:
             plan = self.plan
             if mesh != plan.mesh:
-                plan = derive(
-                    self.loss, self.params, self.batch, mesh, optimizer=self.optimizer, limits=self.plan.limits
-                )
+                part = microbatch_of(self.batch, programs.num_microbatches)
+                plan = derive(self.loss, self.params, part, mesh, optimizer=self.optimizer, limits=self.plan.limits)
         except UsageError:
             # No plan for that mesh: the change is none.
             return

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jaxscale.sharding.hlo import HloProgram, Instruction, parse_program
 
-# For `Lowered.compile`; the folder's name is to be added.
-_OPTIONS = {"xla_dump_hlo_as_text": True}
+_MEMORY_REPORT = "*.after_optimizations-memory-usage-report.txt"
+_ALLOCATION = re.compile(r"^allocation \d+: size (\d+), page \d+, (parameter|preallocated-temp|maybe-live-out)")
 _PEAK = re.compile(r"^  Live ranges at \d+ \(peak\):$")
 _BUFFER = re.compile(r"^    ([\w.\-]+)\{([\d,]*)\}: (\d+) bytes")
 _USED = re.compile(r"^Memory Space: default.*\nTotal bytes: (\d+)", re.MULTILINE)
@@ -37,8 +37,25 @@ class Buffer:
 
 
 def dump_options(folder: Path) -> dict[str, bool | str]:
-    """The compiler options that make the TPU compiler write its dump into a folder."""
-    return {**_OPTIONS, "xla_dump_to": str(folder)}
+    """The options of `Lowered.compile` that make the TPU compiler write its dump into a folder."""
+    return {"xla_dump_hlo_as_text": True, "xla_dump_to": str(folder)}
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the program and its memory are in a dump folder; to make machine code of it takes ten times as long."""
+    return any(folder.glob(_MEMORY_REPORT))
+
+
+def allocated_bytes(folder: Path) -> dict[str, int]:
+    """The main memory of a device that a program's `arguments`, `outputs` beside them and `temporaries` take."""
+    names = {"parameter": "arguments", "maybe-live-out": "outputs", "preallocated-temp": "temporaries"}
+    totals = dict.fromkeys(names.values(), 0)
+    with _only(folder, "*.after_optimizations-buffer-assignment.txt").open() as lines:
+        for line in lines:
+            # Other memories than the main one have a color.
+            if (match := _ALLOCATION.match(line)) is not None:
+                totals[names[match[2]]] += int(match[1])
+    return totals
 
 
 def dumped_text(folder: Path) -> str:
@@ -52,7 +69,7 @@ def dumped_text(folder: Path) -> str:
 
 def needed_bytes(folder: Path) -> int | None:
     """The memory that the program needs on one device, arguments included; None where the dump does not say."""
-    match = _USED.search(_only(folder, "*.after_optimizations-memory-usage-report.txt").read_text())
+    match = _USED.search(_only(folder, _MEMORY_REPORT).read_text())
     return None if match is None else int(match[1])
 
 

@@ -3,8 +3,11 @@
 What lives when is read off the program in its order, every value divided as the plan splits it. Assumed of a compiler:
 
 * an operation on elements is fused with what reads it: its result is held only where a loop reads it, the program
-  returns it, or, outside of loops, two others read it; cheap ones (a cast, a broadcast) are repeated in every reader;
-* a result of such an operation takes the place of an operand that nothing needs any more;
+  returns it, or two others read it; cheap ones (a broadcast, a comparison) are repeated in every reader;
+* inside a loop a narrower copy of a computed value that two others read is held, and the wider value is not: the
+  weights of attention, which both of its later contractions read, are there in float32 and in bfloat16;
+* a reduction runs as soon as it can, so that what only it reads is soon given up;
+* a result of such an operation takes the place of a value of its size that nothing needs any more;
 * a loop holds its inputs, its whole outputs, and the most that one pass through its body holds; what it carries is
   changed in place;
 * weights that a scan's body casts before all else are cast, all layers at once, before the scan;
@@ -15,19 +18,21 @@ Padding to a device's tiles, fragmentation and the code itself are not counted.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxscale.cost.placement import Key, Placement
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
 
-_CHEAP_NAMES = """bitcast_convert_type broadcast_in_dim convert_element_type copy expand_dims iota neg name
-optimization_barrier pvary reduce_precision reshape sharding_constraint slice squeeze stop_gradient transpose"""
+_CHEAP_NAMES = """and bitcast_convert_type broadcast_in_dim convert_element_type copy eq expand_dims ge gt iota le lt ne
+neg name not optimization_barrier or pvary reduce_precision reshape sharding_constraint slice squeeze stop_gradient
+transpose"""
 # Operations that are not fused with their readers; a result is held.
 _HELD_NAMES = """argmax argmin concatenate conv_general_dilated cumlogsumexp cummax cummin cumprod cumsum custom_call
 dot_general dynamic_update_slice gather pallas_call ragged_dot ragged_dot_general random_bits reduce_max reduce_min
 reduce_prod reduce_sum rng_bit_generator scatter scatter-add scatter_add shard_map sort threefry2x32 top_k"""
+_REDUCTIONS = frozenset({"reduce_max", "reduce_min", "reduce_prod", "reduce_sum"})
 _CHEAP, _HELD = frozenset(_CHEAP_NAMES.split()), frozenset(_HELD_NAMES.split())
 
 
@@ -108,11 +113,12 @@ class _Schedule:
     def __init__(self, program: Program, path: Address, placement: Placement):
         self._placement = placement
         self._names: dict[Key, Key] = {}
-        self._ops = tuple(self._flat(program, path))
+        self._ops = _reduced_early(tuple(self._flat(program, path)))
         self._outputs = [self._name(path, variable) for variable in program.outputs if not jaxprs.is_literal(variable)]
         self._is_outermost = path == ()
         # Numbers repeated: a compiler moves them into the loop that reads them.
         self._repeated = {node for op in self._ops if _is_repeated_number(op.equation) for node in op.writes}
+        self._computed = {node for op in self._ops for node in op.writes}
         self._last: dict[Key, int] = {}
         self._is_held: dict[Key, bool] = {}
         self._find_lifetimes()
@@ -125,9 +131,9 @@ class _Schedule:
         worst, most = Moment(), 0
         live: dict[Key, Held] = {}
         for i, op in enumerate(self._ops):
-            dying = [node for node in op.reads if self._last.get(node) == i]
             made = {node: self._describe(op, node) for node in op.writes if self._is_held.get(node)}
-            before = {k: v for k, v in live.items() if k not in self._given_up(op, dying)}
+            given_up = self._given_up(op, i, live, {value.num_bytes for value in made.values()})
+            before = {k: v for k, v in live.items() if k not in given_up}
             values = (*before.values(), *made.values(), *op.inside)
             total = sum(value.num_bytes for value in values)
             if total > most:
@@ -151,14 +157,16 @@ class _Schedule:
             for node, held in live.items()
         )
 
-    def _given_up(self, op: _Op, dying: Sequence[Key]) -> set[Key]:
-        """Operands whose place the results may take."""
-        name = op.equation.name
+    def _given_up(self, op: _Op, position: int, live: Mapping[Key, Held], sizes: set[int]) -> set[Key]:
+        """What is not needed any more and whose place the results take; work on elements takes places of its size."""
+        dying = {node for node in live if self._last.get(node) == position}
         if isinstance(scan := jaxprs.inner(op.equation), Scan):
             carried = op.equation.inputs[scan.num_consts : scan.num_consts + scan.num_carry]
             nodes = {self._name(op.path, variable) for variable in carried if not jaxprs.is_literal(variable)}
             return nodes.intersection(dying)
-        return set(dying) if name not in _HELD and not op.is_loop else set()
+        if op.is_loop or op.equation.name in _HELD:
+            return set()
+        return {node for node in dying if live[node].num_bytes in sizes}
 
     def _describe(self, op: _Op, node: Key) -> Held:
         path, variable = node
@@ -185,8 +193,8 @@ class _Schedule:
             if not (op.is_loop or op.equation.name in _HELD):
                 found = set().union(*(readers.get(node, set()) for node in op.writes))
                 is_held = any(self._is_held.get(node) for node in op.writes)
-                if len(found) > 1 and op.equation.name not in _CHEAP and self._is_outermost:
-                    is_held = True
+                is_cheap = op.equation.name in _CHEAP and not self._is_narrowing(op)
+                is_held = is_held or (len(found) > 1 and not is_cheap)
                 if not is_held:
                     until = max((self._last.get(node, i) for node in op.writes), default=i)
                     anchors = found
@@ -200,6 +208,14 @@ class _Schedule:
                 readers[node] = set(sorted(readers.get(node, set()) | anchors)[:2])
                 if op.is_loop and node not in self._repeated:
                     self._is_held[node] = True
+
+    def _is_narrowing(self, op: _Op) -> bool:
+        """Whether it makes a narrower copy of a value that is computed in this loop."""
+        if self._is_outermost or op.equation.name != "convert_element_type" or not op.reads:
+            return False
+        (read,) = op.equation.inputs
+        computed = op.reads[0] in self._computed and self._placement.is_data(op.path, read)
+        return computed and bool(op.equation.outputs[0].aval.dtype.itemsize < read.aval.dtype.itemsize)
 
     def _flat(self, program: Program, path: Address) -> Iterator[_Op]:
         for position, equation in enumerate(program.equations):
@@ -265,6 +281,27 @@ class _Schedule:
                 what = "gathered weights" if variable in equation.inputs else "gradient before it is scattered"
                 held.append(Held(what=what, source=equation.source, shape=shape, dtype=dtype, num_bytes=more))
         return tuple(held)
+
+
+def _reduced_early(ops: tuple[_Op, ...]) -> tuple[_Op, ...]:
+    """The operations with each reduction, and the work on elements for it, moved to where its operands are there."""
+    made_by = {node: i for i, op in enumerate(ops) for node in op.writes}
+    # The last operation that must have run, and how many reductions in a row after it.
+    ready: list[tuple[int, int]] = []
+    places = [(i, 0) for i in range(len(ops))]
+    for i, op in enumerate(ops):
+        before = [made_by[node] for node in op.reads if node in made_by]
+        last, num_reductions = max((ready[j] for j in before), default=(-1, 0))
+        is_reduction = op.equation.name in _REDUCTIONS
+        waits = (op.is_loop or op.equation.name in _HELD) and not is_reduction
+        ready.append((i, 0) if waits else (last, num_reductions + is_reduction))
+        moved = [i] if is_reduction else []
+        while moved:
+            j = moved.pop()
+            if places[j] > ready[i]:
+                places[j] = ready[i]
+                moved += [made_by[node] for node in ops[j].reads if node in made_by]
+    return tuple(ops[i] for i in sorted(range(len(ops)), key=lambda i: (places[i], i)))
 
 
 def _is_repeated_number(equation: Equation) -> bool:

@@ -93,7 +93,7 @@ def count_memory(
     Rajbhandari et al. 2019 (ZeRO), section 3, https://arxiv.org/abs/1910.02054
     """
     liveness = follow(program, placement)
-    leaves = tuple(_of_leaf(leaf) for leaf in plan.leaves)
+    leaves = _stored(program, plan, num_microbatches)
     gradients = _gradients(program, placement, plan)
     in_backward = [_of_value(held) for held in liveness.worst.values]
     if num_microbatches > 1:
@@ -121,14 +121,30 @@ def _total(tensors: list[Tensor]) -> int:
     return sum(tensor.num_bytes for tensor in tensors)
 
 
-def _of_leaf(leaf: PlannedLeaf) -> Tensor:
+def _stored(program: Program, plan: ShardingPlan, num_microbatches: int) -> tuple[Tensor, ...]:
+    """What is there before the step; of the batch `num_microbatches` times what the program reads."""
+    batch = {
+        leaf.path: (num_microbatches * shape[0], leaf.shape[0])
+        for leaf, shape in zip(plan.leaves, map(jaxprs.shape_of, program.inputs), strict=False)
+        if leaf.role == "batch" and leaf.shape
+    }
+
+    def num_bytes(leaf: PlannedLeaf) -> int:
+        # The plan may be of one microbatch or of all of them.
+        all_of_them, planned = batch.get(leaf.path, (1, 1)) if leaf.role == "batch" else (1, 1)
+        return leaf.bytes_per_device * all_of_them // planned
+
+    return tuple(_of_leaf(leaf, num_bytes(leaf)) for leaf in plan.leaves)
+
+
+def _of_leaf(leaf: PlannedLeaf, num_bytes: int) -> Tensor:
     return Tensor(
         kind=_CLASS_OF[leaf.role],
         name=leaf.path,
         source="",
         shape=leaf.shape,
         dtype=leaf.dtype,
-        num_bytes=leaf.bytes_per_device,
+        num_bytes=num_bytes,
     )
 
 

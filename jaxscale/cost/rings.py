@@ -1,11 +1,9 @@
 """The bytes that a collective makes each device send: one definition for predictions and compiled programs."""
 
-from typing import Literal, get_args
-
 from jaxscale.errors import UsageError
+from jaxscale.sharding.collectives import COLLECTIVE_KINDS, CollectiveKind
 
-CollectiveKind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute"]
-COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
+__all__ = ["COLLECTIVE_KINDS", "CollectiveKind", "ring_bytes"]
 
 
 def ring_bytes(kind: CollectiveKind, num_bytes: int, group_size: int) -> float:

@@ -6,6 +6,10 @@ from typing import Literal
 
 from jaxscale.errors import UsageError
 
+# What of a layer the backward pass computes again: nothing (False), everything but the layer's input (True), or
+# everything but that and the results of matmuls with weights ("matmuls"), which keeps more and computes less again.
+Remat = Literal[False, True, "matmuls"]
+
 # Rows of a table of relative positions, as T5 has in all its sizes.
 NUM_RELATIVE_BUCKETS = 32
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float32, Int, Key
 
-from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
+from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.embeddings import Table
 from jaxscale.nn.experts import RouterLosses
@@ -39,7 +39,7 @@ class Stack(nnx.Module):
         around: Surroundings,
         *,
         dropout_key: Key[Array, ""] | None,
-        remat: bool,
+        remat: Remat,
     ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
         """Returns the normed stream after the last layer, and the routers' losses, from embedded tokens."""
         config = self.config
@@ -76,7 +76,7 @@ class EncoderDecoder(nnx.Module):
         source_mask: Bool[Array, "B T"] | None = None,
         compute_dtype: DTypeLike = jnp.float32,
         dropout_key: Key[Array, ""] | None = None,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> tuple[Float32[Array, "B S V"], tuple[RouterLosses | None, RouterLosses | None]]:
         """Returns the scores of every next token; see `jaxscale.nn.functional.apply_encoder_decoder`."""
         encoder_key, decoder_key = (

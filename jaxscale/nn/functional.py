@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
-from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
+from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.encoder_decoder import EncoderDecoder
 from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.linear import contract
@@ -64,7 +64,7 @@ def apply(
     dropout_key: Key[Array, ""] | None = None,
     token_types: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B S"] | None = None,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> Float32[Array, "B S D"]:
     """The hidden state of every position after the last layer (and, pre-norm, the last norm).
 
@@ -78,7 +78,7 @@ def apply(
       dropout_key: None for no dropout.
       token_types: ids in [0, T); all zero when None.
       positions: 0 to S - 1 when None.
-      remat: whether the backward pass computes each layer again rather than keep what is inside it; stacked only.
+      remat: what of each layer the backward pass computes again rather than keep it; stacked only.
 
     Returns:
       float32; values at masked positions mean nothing.
@@ -109,7 +109,7 @@ def apply_with_router(
     dropout_key: Key[Array, ""] | None = None,
     token_types: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B S"] | None = None,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
     """As `apply`, and the mean over layers of the losses of their routers; None without experts."""
     hidden, losses = nnx.merge(_graphdef(config, _is_stacked(params)), params)(
@@ -133,7 +133,7 @@ def apply_encoder_decoder(
     source_mask: Bool[Array, "B T"] | None = None,
     compute_dtype: DTypeLike = jnp.float32,
     dropout_key: Key[Array, ""] | None = None,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> Float32[Array, "B S V"]:
     """A decoder's scores of every next token, having read the source.
 
@@ -145,7 +145,7 @@ def apply_encoder_decoder(
       source_mask: True at real tokens of the source; None: all are real.
       compute_dtype: of matrix products and of what is kept between them.
       dropout_key: None for no dropout.
-      remat: whether the backward pass computes each layer again.
+      remat: what of each layer the backward pass computes again.
 
     Returns:
       float32.

@@ -1,6 +1,8 @@
 """A Transformer's layers: attention and MLP around a residual stream, stacked and run by one scan."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.nn.attention import Attention
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.experts import Experts, RouterLosses
 from jaxscale.nn.keys import named_key, numbered_keys
@@ -153,7 +155,7 @@ def run_layers(
     around: Surroundings,
     *,
     dropout_key: Key[Array, ""] | None,
-    remat: bool,
+    remat: Remat,
 ) -> tuple[Float[Array, "B S D"], RouterLosses | None]:
     """Runs layers that `make_layers` made, one after the other.
 
@@ -163,7 +165,7 @@ def run_layers(
       x: the residual stream.
       around: what they read beside it.
       dropout_key: None for no dropout.
-      remat: whether the backward pass computes each layer again; scanned layers only.
+      remat: what of each layer the backward pass computes again; scanned layers only.
 
     Returns:
       The stream after the last layer, and the mean over layers of their routers' losses, if they have routers.
@@ -184,8 +186,16 @@ def run_layers(
         return nnx.merge(graphdef, state)(x, around, key)
 
     unroll = num_layers <= _MAX_UNROLLED_LAYERS
-    x, of_layers = jax.lax.scan(jax.checkpoint(body) if remat else body, x, (stacked, keys), unroll=unroll)
+    x, of_layers = jax.lax.scan(_with_remat(body, remat), x, (stacked, keys), unroll=unroll)
     return x, jax.tree.map(jnp.mean, of_layers)
+
+
+def _with_remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    if remat is False:
+        return body
+    # The scores of attention have the examples and heads as batch dims: no weights are in them, and they are large.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "matmuls" else None
+    return jax.checkpoint(body, policy=policy)
 
 
 def _mlp(config: TransformerConfig, *, stddev: float, out_stddev: float, key: Key[Array, ""]) -> MLP | Experts:

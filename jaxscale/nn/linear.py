@@ -62,7 +62,8 @@ def _dot(left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims
 def _contract_forward(
     left: Float[Array, "..."], right: Float[Array, "..."], dims: tuple[Dims, Dims], compute_dtype: jnp.dtype
 ) -> tuple[Float32[Array, "..."], tuple[Float[Array, "..."], Float[Array, "..."]]]:
-    return _contract(left, right, dims, compute_dtype), (left, right)
+    # The dot itself, and no call of `_contract`: a remat policy that keeps the results of dots must see it.
+    return _dot(left.astype(compute_dtype), right.astype(compute_dtype), dims), (left, right)
 
 
 def _contract_backward(

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.embeddings import Embeddings
 from jaxscale.nn.experts import RouterLosses
@@ -50,7 +50,7 @@ class Transformer(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
         token_types: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
         """Returns the hidden state of every position and the routers' losses; see `jaxscale.nn.functional.apply`."""
         config = self.config

@@ -20,12 +20,13 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """A page: a title, a paragraph that sums it up, a few figures, and sections."""
+    """A page: a title, a paragraph that sums it up, a few figures, and sections; their own style sheets if need be."""
 
     title: str
     summary: str
     sections: tuple[Section, ...]
     facts: tuple[Fact, ...] = ()
+    styles: tuple[str, ...] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -52,7 +53,7 @@ def render(report: Report) -> str:
     ]
     return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
         title=join([report.title]),
-        style=(_HERE / "report.css").read_text(encoding="utf-8"),
+        style="\n".join([(_HERE / "report.css").read_text(encoding="utf-8"), *report.styles]),
         summary=join([report.summary]),
         facts=element("dl", *facts, class_="facts") if facts else Html(),
         links=join(links),

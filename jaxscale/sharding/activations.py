@@ -5,9 +5,10 @@ axis of the batch: a wrong pin would gather what is better left alone.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxscale.mesh import MeshSpec, axis_of
+from jaxscale.sharding.exchanges import Exchanges, is_of_experts
 from jaxscale.sharding.experts import expert_factors
 from jaxscale.sharding.factors import Dim, Dims
 from jaxscale.sharding.graph import Activation, Contraction, Graph
@@ -27,6 +28,7 @@ class PlannedActivation:
       spec: for every dim the axes it is split over.
       rule: what decided.
       reason: why, in words.
+      through: where it is before that, step by step, of what the compiler can't take there at once.
     """
 
     address: Address
@@ -35,25 +37,38 @@ class PlannedActivation:
     spec: Spec
     rule: str
     reason: str
+    through: tuple[Spec, ...] = ()
 
 
 # By a dim that is stored in another order than the logical: the axes that it is split over.
 StoredDims = Mapping[Dim, DimAxes]
 
 
-def activations_of(graph: Graph, mesh: MeshSpec, splits: Splits, stored: StoredDims) -> tuple[PlannedActivation, ...]:
+def activations_of(
+    graph: Graph,
+    mesh: MeshSpec,
+    specs: Sequence[Spec],
+    splits: Splits,
+    stored: StoredDims,
+    exchanges: Exchanges,
+) -> tuple[PlannedActivation, ...]:
     """The pins, in the order of the program.
 
     Args:
       graph: the computation.
       mesh: with every size resolved.
+      specs: one per leaf of the graph.
       splits: what its factors are computed over.
       stored: what comes of leaves with a layout; its factors don't say how it is cut.
+      exchanges: the contractions that send tokens to experts, or back, in parts.
     """
     found: dict[tuple[Address, int], PlannedActivation] = {}
     for made in graph.activations:
         for pin in _pins(graph, mesh, splits, stored, made):
-            found.setdefault((pin.address, pin.output), pin)
+            through = _through(graph, specs, made, pin.spec)
+            found.setdefault((pin.address, pin.output), dataclasses.replace(pin, through=through))
+    if exchanges:
+        _send_in_parts(graph, mesh, splits, exchanges, found)
     return tuple(found[place] for place in sorted(found))
 
 
@@ -75,6 +90,69 @@ def _pins(
             spec = spec_of_value(graph, mesh, data.dims, splits, first=experts)
             pins.append(_pin(*data.made_by, data.shape, spec, "experts", "what each device's experts read"))
     return pins
+
+
+def _through(graph: Graph, specs: Sequence[Spec], made: Activation, spec: Spec) -> tuple[Spec, ...]:
+    """Of rows that are kept in parts over `fsdp`: where they are first, with those parts still apart.
+
+    Every device looks up its part of the rows for the examples of its `fsdp` group, and they exchange parts for
+    examples. Where `fsdp` is not the only axis of the batch the compiler does not find that way, and gathers all.
+    """
+    if made.kind != "lookup":
+        return ()
+    for leaf, kept in zip(graph.leaves, specs, strict=True):
+        if leaf.role != "parameter" or not any(made.indexed.intersection(dim) for dim in leaf.dims):
+            continue
+        apart = {dim for dim, axes in zip(leaf.dims, kept, strict=True) if "fsdp" in axes and dim in made.dims}
+        others = [_before_fsdp(axes) for axes in spec]
+        if apart and any(axis in BATCH_AXES for axes in others for axis in axes):
+            first = ((*axes, "fsdp") if dim in apart else axes for dim, axes in zip(made.dims, others, strict=True))
+            return (tuple(first),)
+    return ()
+
+
+def _before_fsdp(axes: DimAxes) -> DimAxes:
+    return axes[: axes.index("fsdp")] if "fsdp" in axes else axes
+
+
+def _send_in_parts(
+    graph: Graph,
+    mesh: MeshSpec,
+    splits: Splits,
+    exchanges: Exchanges,
+    found: dict[tuple[Address, int], PlannedActivation],
+) -> None:
+    """Pins tokens that are sent in parts: first in parts, then where they would be; what experts make, in parts."""
+    experts = expert_factors(graph)
+    widths = {factor: axes for local in exchanges.values() for factor, axes in local.items()}
+    for i in exchanges:
+        for side in (graph.contractions[i].left, graph.contractions[i].right):
+            factors = {factor for dim in side.dims for factor in dim}
+            if side.made_by is not None and factors.intersection(widths) and experts.isdisjoint(factors):
+                # Their gradient is whole again before it meets that of the other ways the tokens take.
+                spec = spec_of_value(graph, mesh, side.dims, splits)
+                pin = _pin(*side.made_by, side.shape, spec, "experts", "tokens that are sent to the experts in parts")
+                found.setdefault(side.made_by, pin)
+    for made in graph.activations:
+        if made.contraction is None:
+            continue
+        c, place = graph.contractions[made.contraction], (made.address, made.output)
+        in_parts = spec_of_value(graph, mesh, made.dims, {**splits, **widths}, first=experts)
+        whole = spec_of_value(graph, mesh, made.dims, splits, first=experts)
+        if in_parts == whole or not _knows_the_batch(graph, mesh, made.dims, whole):
+            continue
+        if made.contraction in exchanges and place in found:
+            found[place] = dataclasses.replace(found[place], through=(in_parts,))
+        elif made.contraction in exchanges:
+            pin = _pin(*place, made.shape, whole, "experts", "what comes back from the experts, sent in parts")
+            # What is on its way to them is gathered where they read it.
+            arrives = experts.isdisjoint(factor for dim in made.dims for factor in dim)
+            found[place] = (
+                dataclasses.replace(pin, through=(in_parts,)) if arrives else dataclasses.replace(pin, spec=in_parts)
+            )
+        elif is_of_experts(c, experts) and place in found:
+            reason = "what each device's experts make is sent back in parts"
+            found[place] = dataclasses.replace(found[place], spec=in_parts, reason=reason)
 
 
 def _pin(

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from jaxscale.sharding.plan import render_table
 from jaxscale.sharding.trip_counts import trip_count
 
 CollectiveKind = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute"]
+COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
 # By axes, joined by `*` as in `data*fsdp`, then by kind: how often, and the bytes of all of them; None allows any.
 Budget: TypeAlias = Mapping[str, Mapping[str, tuple[int | None, int | None]]]
 

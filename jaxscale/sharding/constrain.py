@@ -14,8 +14,9 @@ from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.rewrite import Edit
 from jaxscale.sharding.specs import legal_sizes
 
-# An output (its position) of the equation at an address, and where it shall live.
-Pins = Mapping[tuple[Address, int], NamedSharding]
+# An output (its position) of the equation at an address, and where it shall live; several where it goes from one to the
+# next, because the compiler can't take it there in one step.
+Pins = Mapping[tuple[Address, int], NamedSharding | tuple[NamedSharding, ...]]
 
 
 def constrain(function: Callable[..., Any], pins: Pins, *example_arguments: Any) -> Callable[..., Any]:
@@ -27,8 +28,8 @@ def constrain(function: Callable[..., Any], pins: Pins, *example_arguments: Any)
     Args:
       function: traceable.
       pins: by the address of an equation of the function's program (see `jaxprs.Address`) and the position of its
-        output: the sharding of that output. Meshes have Auto axes. Results of custom derivatives and kernels can be
-        pinned, what they do inside can't.
+        output: the sharding of that output, or those that it goes through. Meshes have Auto axes. Results of custom
+        derivatives and kernels can be pinned, what they do inside can't.
       *example_arguments: trees of arrays, or of `jax.ShapeDtypeStruct`; nothing is computed.
 
     Raises:
@@ -51,11 +52,12 @@ def edits_of(jaxpr: Any, pins: Pins) -> dict[Address, Edit]:
     Raises:
       UsageError: a sharding does not fit its value.
     """
-    problems = [problem for at, sharding in pins.items() for problem in _problems(jaxpr, *at, sharding)]
+    steps = [(at, step) for at, found in pins.items() for step in (found if isinstance(found, tuple) else (found,))]
+    problems = [problem for at, sharding in steps for problem in _problems(jaxpr, *at, sharding)]
     if problems:
         raise UsageError(rewrite.refusal("a value can't be pinned", problems))
     edits: dict[Address, Edit] = {}
-    for (address, output), sharding in pins.items():
+    for (address, output), sharding in steps:
         so_far = edits.get(address, Edit()).passed_on
         edits[address] = Edit(passed_on=(*so_far, (output, _Constraint(sharding))))
     return edits

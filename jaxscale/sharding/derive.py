@@ -10,6 +10,7 @@ from jaxscale.mesh import MeshSpec, axis_of
 from jaxscale.sharding import guard
 from jaxscale.sharding.activations import StoredDims, activations_of
 from jaxscale.sharding.choices import Choices, nothing_placed
+from jaxscale.sharding.exchanges import exchanges_of
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.pins import AddedRule, Pin, in_order, pinned
@@ -61,7 +62,13 @@ def plan_of(
     choices: Choices = pinned(graph, mesh, nothing_placed(graph), pins)
     for rule in in_order(rules):
         choices = rule(graph, mesh, limits, choices)
-    splits = splits_of(graph, mesh, [choice.spec for choice in choices])
+    return plan_with(graph, mesh, limits, choices)
+
+
+def plan_with(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> ShardingPlan:
+    """The plan of a graph whose leaves are placed: what follows of that for the activations."""
+    specs = [choice.spec for choice in choices]
+    splits = splits_of(graph, mesh, specs)
     leaves = tuple(
         PlannedLeaf(
             role=leaf.role,
@@ -81,7 +88,9 @@ def plan_of(
         mesh=mesh,
         limits=limits,
         leaves=leaves,
-        activations=activations_of(graph, mesh, splits, _stored_dims(graph, choices)),
+        activations=activations_of(
+            graph, mesh, specs, splits, _stored_dims(graph, choices), exchanges_of(graph, mesh, splits, limits)
+        ),
         not_understood=graph.not_understood,
     )
 

@@ -133,6 +133,17 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """A `with_sharding_constraint` of the user's: the parts that it asks for of every dim, and over what."""
+
+    shape: tuple[int, ...]
+    num_bytes: int
+    parts: tuple[tuple[int, tuple[str, ...]], ...]
+    # The user's line.
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NotUnderstood:
     """A primitive that links nothing, as there is no rule for it; `source` is the first line of the user's with one."""
 
@@ -162,6 +173,7 @@ class Graph:
     # Pairs of a dim and a slice of it (or a padding): what splits the first can split the second where it divides.
     slices: tuple[tuple[Dim, Dim], ...] = ()
     constants: tuple[Constant, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     # Factors that a primitive made which is not understood: what they are split over is not known.
     unknown: frozenset[int] = frozenset()
 

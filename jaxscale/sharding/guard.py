@@ -6,6 +6,7 @@ import itertools
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES, MeshSpec, axis_of
+from jaxscale.sharding.exchanges import exchanges_of
 from jaxscale.sharding.graph import Graph
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
 from jaxscale.sharding.specs import legal_sizes, num_parts, overlap, spec_text
@@ -14,6 +15,7 @@ from jaxscale.sharding.tensor_rules import SHARED_HEADS
 from jaxscale.sharding.work import Work, flops_ratio, work_of
 
 _MAX_SHOWN = 5
+_NO_LINE = "a line jax does not know"
 
 
 def check(graph: Graph, plan: ShardingPlan) -> None:
@@ -32,6 +34,7 @@ def check(graph: Graph, plan: ShardingPlan) -> None:
         *_unused_axes(plan),
         *_copies(graph, plan),
         *_constants(graph, plan),
+        *_constraints(graph),
         *_repeated_work(graph, plan),
     ]
     if refusals:
@@ -71,17 +74,29 @@ def _axes_twice(plan: ShardingPlan) -> list[str]:
 def _constants(graph: Graph, plan: ShardingPlan) -> list[str]:
     budget = plan.limits.constant_bytes
     return [
-        f"a closed-over constant {c.dtype} {c.shape}, read at {c.source or 'a line jax does not know'}: {c.num_bytes} "
+        f"a closed-over constant {c.dtype} {c.shape}, read at {c.source or _NO_LINE}: {c.num_bytes} "
         f"bytes would be copied to every device, above constant_bytes={budget}; pass it as a parameter or in the batch"
         for c in graph.constants
         if c.num_bytes > budget and plan.mesh.num_devices > 1
     ]
 
 
+def _constraints(graph: Graph) -> list[str]:
+    """The user's own constraints that jax would turn into a copy of the whole, without a word."""
+    return [
+        f"a with_sharding_constraint at {c.source or _NO_LINE}: dim {i} of {c.shape} is {size}, which does not divide "
+        f"by {'*'.join(axes)}={ways}, so that jax would copy the whole value, {c.num_bytes} bytes, to every device; "
+        f"sizes that divide it: {legal_sizes(size)}"
+        for c in graph.constraints
+        for i, (size, (ways, axes)) in enumerate(zip(c.shape, c.parts, strict=True))
+        if size % ways
+    ]
+
+
 def _repeated_work(graph: Graph, plan: ShardingPlan) -> list[str]:
     """Matmuls computed by more than one device each, those aside whose leaves say so: heads that others share."""
     splits = splits_of(graph, plan.mesh, [leaf.spec for leaf in plan.leaves])
-    work = work_of(graph, plan.mesh, splits)
+    work = work_of(graph, plan.mesh, splits, exchanges_of(graph, plan.mesh, splits, plan.limits))
     said = {i for i, leaf in enumerate(plan.leaves) if SHARED_HEADS.intersection(leaf.rules)}
     silent = tuple(dataclasses.replace(one, num_copies=1) if said & _parameters(graph, one) else one for one in work)
     ratio = flops_ratio(silent)

@@ -8,11 +8,13 @@ import dataclasses
 import functools
 import math
 import pathlib
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import JaxprEqn, Literal
+from jax.sharding import NamedSharding
 
 # Primitives that run one inner jaxpr once, on exactly their operands.
 _CALLS = frozenset(
@@ -46,6 +48,7 @@ _CHANGEABLE = {
 # it holds; (3, 1, 0) the first of the second branch of a `cond`. Of a `while` it is the body that is meant.
 Address = tuple[int, ...]
 _SITE_PACKAGES = pathlib.Path(jax.__file__).parent.parent
+_SHARDING = pathlib.Path(__file__).parent
 _LIBRARY_FOLDERS = tuple(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping"))
 
 
@@ -67,8 +70,8 @@ class Equation:
     @property
     def source(self) -> str:
         """`file.py:line` of the user's code that made it; empty where jax kept none."""
-        traceback = self.source_info.traceback
-        for frame in [] if traceback is None else traceback.frames:
+        raised = self.source_info.traceback
+        for frame in [] if raised is None else raised.frames:
             if not frame.file_name.startswith(_LIBRARY_FOLDERS):
                 return f"{pathlib.PurePath(frame.file_name).name}:{frame.line_num}"
         return ""
@@ -180,6 +183,23 @@ def inner(equation: Equation) -> Scan | While | Branches | Call | Island | None:
         if called is not None and len(called.inputs) == len(equation.inputs):
             return Call(called)
     return None
+
+
+def constrained(equation: Equation) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """How many parts a user's `with_sharding_constraint` cuts every dim into, and over which axes; else nothing."""
+    sharding = equation.params.get("sharding") if equation.name == "sharding_constraint" else None
+    if not isinstance(sharding, NamedSharding):
+        return ()
+    # Besides axes and None there is UNCONSTRAINED, which leaves a dim to XLA.
+    entries = [entry if isinstance(entry, str | tuple) else None for entry in sharding.spec]
+    return _parts(entries, len(equation.output_shapes[0]), dict(sharding.mesh.shape))
+
+
+def line_of(error: BaseException) -> str:
+    """`file.py:line` of the innermost line of the user's that an error passed through; empty where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY_FOLDERS, str(_SHARDING)))]
+    return f"{pathlib.PurePath(users[-1].filename).name}:{users[-1].lineno}" if users else ""
 
 
 def changeable(equation: JaxprEqn) -> tuple[Any, ...]:

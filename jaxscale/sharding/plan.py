@@ -1,6 +1,8 @@
 """A ShardingPlan: for every leaf a spec with its reasons; turned into shardings on a mesh, a table, and JSON."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,14 +12,15 @@ from jax.sharding import PartitionSpec as P
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec, axis_of, in_parts, spec_of
+from jaxscale.observe.units import format_bytes
 from jaxscale.sharding.activations import PlannedActivation
 from jaxscale.sharding.graph import NotUnderstood, Role, path_of
 from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.layouts import StoredLayout
 from jaxscale.sharding.limits import Limits
-from jaxscale.sharding.specs import BATCH_AXES, AxisFactors, Spec, factors_of, partition_spec, spec_text
+from jaxscale.sharding.specs import BATCH_AXES, AxisFactors, Spec, factors_of, num_parts, partition_spec, spec_text
 
-_HEADER = ("leaf", "shape", "split over", "bytes/device", "rule: why")
+_HEADER = ("leaf", "shape", "split over", "per device", "of it", "rule", "why")
 # Where a training state keeps what was planned; a tree with these fields is a state, any other is one of the trees.
 _FIELDS: dict[Role, str] = {"parameter": "params", "optimizer": "opt_state", "batch": "batch"}
 
@@ -172,15 +175,20 @@ class ShardingPlan:
             )
         return batch_sharded(self.device_mesh(mesh))
 
-    def activation_shardings(self, mesh: Mesh) -> dict[tuple[Address, int], NamedSharding]:
+    def activation_shardings(self, mesh: Mesh) -> dict[tuple[Address, int], tuple[NamedSharding, ...]]:
         """Where the pinned activations live, by the equation that makes each and the output that it is.
+
+        Returns:
+          For each the shardings that it goes through; the last is where it lives.
 
         Raises:
           UsageError: the mesh has another spec.
         """
         mesh, factors = self.device_mesh(mesh), self.factors
         return {
-            (made.address, made.output): NamedSharding(mesh, partition_spec(made.spec, factors))
+            (made.address, made.output): tuple(
+                NamedSharding(mesh, partition_spec(spec, factors)) for spec in (*made.through, made.spec)
+            )
             for made in self.activations
         }
 
@@ -188,32 +196,31 @@ class ShardingPlan:
         """The bytes of all leaves of one role that one device holds."""
         return sum(leaf.bytes_per_device for leaf in self.leaves if leaf.role == role)
 
-    def render(self, *, every_leaf: bool = False) -> str:
-        """The plan as a table for people.
+    def render(self, *, every_leaf: bool = False, sources: Mapping[Address, str] | None = None) -> str:
+        """The plan as a table for people, which ends with what was not understood.
 
         Args:
           every_leaf: also the optimizer's leaves that are split as the parameter they are made from.
+          sources: the user's lines that make the pinned activations, where they are known.
         """
         shown = [leaf for leaf in self.leaves if every_leaf or leaf.rules != ("follows",)]
         hidden = [leaf for leaf in self.leaves if leaf not in shown]
         lines = [f"mesh {self.mesh}: {self.mesh.num_devices} devices", ""]
-        lines += render_table([_HEADER, *(row for leaf in shown for row in _rows(leaf))])
+        lines += render_table([_HEADER, *(row for leaf in shown for row in _rows(leaf, self.mesh))])
         if hidden:
-            num_bytes = sum(leaf.bytes_per_device for leaf in hidden)
-            lines += [
-                "",
-                f"{len(hidden)} leaves of optimizer state follow their parameters: {num_bytes:,} bytes/device",
-            ]
-        totals = [f"{role} {self.total_bytes_per_device(role):,}" for role in _FIELDS]
-        lines += ["", f"bytes/device: {', '.join(totals)}"]
+            held = format_bytes(sum(leaf.bytes_per_device for leaf in hidden))
+            lines += ["", f"{len(hidden)} leaves of optimizer state follow their parameters: {held} per device"]
+        totals = [f"{role} {format_bytes(self.total_bytes_per_device(role))}" for role in _FIELDS]
+        lines += ["", f"in all, per device: {', '.join(totals)}"]
         if self.activations:
-            lines += ["", f"{len(self.activations)} activations are pinned:"]
-            lines += render_table([_activation_row(made) for made in self.activations])
-        if self.not_understood:
-            lines += ["", "not understood, so that dims which meet only there are planned apart:"]
-            lines += [
-                f"  {n.primitive} x {n.count}{f', first at {n.source}' * bool(n.source)}" for n in self.not_understood
-            ]
+            lines += ["", f"{len(self.activations)} results are pinned where the program makes them:"]
+            lines += render_table([_activation_row(made, sources or {}) for made in self.activations])
+        if not self.not_understood:
+            return "\n".join([*lines, "", "not understood: nothing; every operation was followed"])
+        lines += ["", "not understood, so that dims which meet only there are planned apart:"]
+        lines += [
+            f"  {n.primitive} x {n.count}{f', first at {n.source}' * bool(n.source)}" for n in self.not_understood
+        ]
         return "\n".join(lines)
 
     def to_json(self) -> Any:
@@ -244,18 +251,30 @@ def render_table(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _activation_row(made: PlannedActivation) -> tuple[str, ...]:
-    place = ".".join(map(str, made.address)) + (f" output {made.output}" if made.output else "")
+def share_of(leaf: PlannedLeaf, mesh: MeshSpec) -> str:
+    """How much of a leaf one device holds: `1/8`, or `all`."""
+    parts = math.prod(num_parts(mesh, axes) for axes in leaf.spec)
+    return f"1/{parts}" if parts > 1 else "all"
+
+
+def storage_text(layout: StoredLayout) -> str:
+    """In which order a leaf is stored, for people."""
+    return f"stored in {layout.num_shards} pieces of each part {layout.parts}"
+
+
+def _activation_row(made: PlannedActivation, sources: Mapping[Address, str]) -> tuple[str, ...]:
+    place = f"equation {'.'.join(map(str, made.address))}{f' output {made.output}' if made.output else ''}"
     shape = " ".join(map(str, made.shape))
-    return f"  equation {place}", shape, spec_text(made.spec), f"{made.rule}: {made.reason}"
+    return f"  {sources.get(made.address) or place}", shape, spec_text(made.spec), made.rule, made.reason
 
 
-def _rows(leaf: PlannedLeaf) -> list[tuple[str, ...]]:
+def _rows(leaf: PlannedLeaf, mesh: MeshSpec) -> list[tuple[str, ...]]:
     shape = " ".join(map(str, leaf.shape)) or "scalar"
-    name = leaf.path if leaf.role == "parameter" else f"{_FIELDS[leaf.role]}: {leaf.path}"
-    whys = [f"{rule}: {reason}" for rule, reason in zip(leaf.rules, leaf.reasons, strict=True)]
+    name = leaf.path if leaf.role == "parameter" else f"{_FIELDS[leaf.role]}: {leaf.path}".removesuffix(": ")
+    whys = list(zip(leaf.rules, leaf.reasons, strict=True))
     if leaf.layout is not None:
-        whys.append(f"stored in {leaf.layout.num_shards} pieces of each part {leaf.layout.parts}")
-    whys += [f"not {reason}" for reason in leaf.rejected]
-    first = (name, f"{shape} {leaf.dtype}", spec_text(leaf.spec), f"{leaf.bytes_per_device:,}", whys[0])
-    return [first, *(("", "", "", "", why) for why in whys[1:])]
+        whys.append(("", storage_text(leaf.layout)))
+    whys += [("rejected", reason) for reason in leaf.rejected]
+    held = (format_bytes(leaf.bytes_per_device), share_of(leaf, mesh))
+    first = (name, f"{shape} {leaf.dtype}", spec_text(leaf.spec), *held, *whys[0])
+    return [first, *(("", "", "", "", "", *why) for why in whys[1:])]

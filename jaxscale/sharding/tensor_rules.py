@@ -57,16 +57,20 @@ def columns_then_rows(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Cho
 def vocabulary(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -> Choices:
     """Rows that the batch looks up, and outputs over the same, are split over `tensor`.
 
+    A small table that is only looked up stays whole; one that a matmul reads would have every device compute all of it.
+
     Reference: Shoeybi et al. 2019 (Megatron-LM), section 3, https://arxiv.org/abs/1909.08053
     """
     if mesh.tensor == 1:
         return choices
 
     rows = graph.looked_up - expert_factors(graph)
+    multiplied = {i for c in graph.contractions if c.is_of_parameters for i in c.left.parameters | c.right.parameters}
 
-    def split(leaf: Leaf, choice: Choice) -> Choice:
-        found = [i for i, dim in enumerate(leaf.dims) if dim and dim[0] in rows and i not in choice.fixed]
-        if not found or choice.uses("tensor") or leaf.num_bytes < limits.small_leaf_bytes:
+    def split(i: int, leaf: Leaf, choice: Choice) -> Choice:
+        found = [j for j, dim in enumerate(leaf.dims) if dim and dim[0] in rows and j not in choice.fixed]
+        is_small = leaf.num_bytes < limits.small_leaf_bytes and i not in multiplied
+        if not found or choice.uses("tensor") or is_small:
             return choice
         dim, size = found[0], leaf.shape[found[0]]
         if size % mesh.tensor:
@@ -74,8 +78,8 @@ def vocabulary(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) -
         return choice.place(dim, ("tensor",), "vocabulary", f"dim {dim} ({size}) is indexed by the batch")
 
     return tuple(
-        split(leaf, choice) if leaf.role == "parameter" else choice
-        for leaf, choice in zip(graph.leaves, choices, strict=True)
+        split(i, leaf, choice) if leaf.role == "parameter" else choice
+        for i, (leaf, choice) in enumerate(zip(graph.leaves, choices, strict=True))
     )
 
 

@@ -6,18 +6,19 @@ gradients standing for their parameters, so that its state is linked to the para
 computed, and neither by names nor by shapes.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import optax
 
-from jaxscale.errors import UsageError
+from jaxscale.errors import JaxscaleError, UsageError
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.factors import Dim, Dims
-from jaxscale.sharding.graph import Constant, Graph, Kind, Leaf, Role, path_of
+from jaxscale.sharding.graph import Constant, Constraint, Graph, Kind, Leaf, Role, path_of
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Island, Program, Scan, While
 from jaxscale.sharding.notes import Notes
 from jaxscale.sharding.primitives import MOVES, RULES, Value, links_nothing, num_elements
@@ -36,21 +37,42 @@ def trace_step(
       params: a tree of arrays or `jax.ShapeDtypeStruct`.
       batch: the same; the leading dim of every leaf holds the examples.
       optimizer: its state becomes leaves of the graph; None for none.
+
+    Raises:
+      UsageError: what was given can't be traced; with the line that raised, and the error as its cause.
     """
     walk = _Walk()
     parameters = walk.leaves("parameter", params)
     inputs = walk.leaves("batch", batch)
     parameters = [dataclasses.replace(value, origins=frozenset({i})) for i, value in enumerate(parameters)]
-    walk.run(jaxprs.trace(loss, params, batch), [*parameters, *inputs])
+    with _of_the_user("the loss"):
+        program = jaxprs.trace(loss, params, batch)
+    walk.run(program, [*parameters, *inputs])
     if optimizer is not None:
         _trace_update(walk, optimizer, params, parameters)
     return walk.graph()
 
 
+@contextlib.contextmanager
+def _of_the_user(what: str) -> Iterator[None]:
+    """What a user's code raises, and jax in it, is an error of usage."""
+    try:
+        yield
+    except JaxscaleError:
+        raise
+    except Exception as error:  # whatever a user's code may raise
+        at = jaxprs.line_of(error)
+        raise UsageError(
+            f"{what} can't be traced{f' ({at})' * bool(at)}: {type(error).__name__}: {error}; see that it runs under "
+            "jax.eval_shape with these shapes"
+        ) from error
+
+
 def _trace_update(
     walk: "_Walk", optimizer: optax.GradientTransformation, params: Any, parameters: Sequence[Value]
 ) -> None:
-    state = jax.eval_shape(optimizer.init, params)
+    with _of_the_user("the optimizer's init"):
+        state = jax.eval_shape(optimizer.init, params)
     first = len(walk.planned)
     olds = walk.leaves("optimizer", state)
 
@@ -60,7 +82,11 @@ def _trace_update(
 
     # A gradient has the shape of its parameter, so the parameters' shapes stand for both.
     # How an optimizer's own code promotes its scalars is its business, even where a user's is strict.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        _of_the_user("the optimizer's update"),
+    ):
         program = jaxprs.trace(update, params, state, params)
     results = walk.run(program, [*parameters, *olds, *parameters])
     for i, (old, new) in enumerate(zip(olds, results, strict=False)):
@@ -79,12 +105,15 @@ class _Walk:
         self._num_values = 0
         # By the identity of the variable, which is kept with it so that no other can take its place.
         self._constants: dict[int, tuple[Any, Constant]] = {}
+        # In the order they were met; a loop's body may be walked more than once.
+        self._constraints: dict[Constraint, None] = {}
         # The calls that the walk is inside of, outermost first.
         self._calls: list[Equation] = []
 
     def graph(self) -> Graph:
         """All that was found."""
-        return self._notes.graph(self.planned, tuple(constant for _, constant in self._constants.values()))
+        graph = self._notes.graph(self.planned, tuple(constant for _, constant in self._constants.values()))
+        return dataclasses.replace(graph, constraints=tuple(self._constraints))
 
     def leaves(self, role: Role, tree: Any) -> list[Value]:
         """Adds the leaves of a tree to the graph and returns their values."""
@@ -121,6 +150,7 @@ class _Walk:
         for position, equation in enumerate(program.equations):
             self._notes.address = (*outer, position)
             self._note_constants(equation, program.constants)
+            self._note_constraint(equation)
             made = self._apply(equation, [read(variable) for variable in equation.inputs])
             known.update(zip(equation.outputs, made, strict=True))
         self._notes.address = outer
@@ -240,6 +270,14 @@ class _Walk:
                     source=self._source(equation),
                 )
                 self._constants.setdefault(id(variable), (variable, found))
+
+    def _note_constraint(self, equation: Equation) -> None:
+        parts = jaxprs.constrained(equation)
+        if any(ways > 1 for ways, _ in parts):
+            (output,), (shape,) = equation.outputs, equation.output_shapes
+            num_bytes = num_elements(shape) * output.aval.dtype.itemsize
+            found = Constraint(shape=shape, num_bytes=num_bytes, parts=parts, source=self._source(equation))
+            self._constraints[found] = None
 
     def _source(self, equation: Equation) -> str:
         """The user's line that made an equation; inside jax's own functions, the line that called them."""

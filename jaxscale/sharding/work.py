@@ -1,6 +1,7 @@
 """How often the devices together compute what is to be computed once: every matmul's FLOPs, whole and per device."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.factors import Dim
@@ -24,7 +25,9 @@ class Work:
     num_copies: int
 
 
-def work_of(graph: Graph, mesh: MeshSpec, splits: Splits) -> tuple[Work, ...]:
+def work_of(
+    graph: Graph, mesh: MeshSpec, splits: Splits, elsewise: Mapping[int, Splits] | None = None
+) -> tuple[Work, ...]:
     """The work of every contraction that depends on the batch.
 
     The backward pass does each of them twice more, split in the same way, so that ratios are those of a whole step.
@@ -36,13 +39,15 @@ def work_of(graph: Graph, mesh: MeshSpec, splits: Splits) -> tuple[Work, ...]:
       graph: the computation.
       mesh: with every size resolved.
       splits: what its factors are computed over.
+      elsewise: by the position of a contraction, what it alone is computed over besides; see `exchanges`.
     """
     splits = {**_of_slices(graph, mesh, splits), **splits}
     work = []
     for i, c in enumerate(graph.contractions):
         is_unknown = any(factor in graph.unknown and factor not in splits for factor in c.factors)
         if (c.left.is_data or c.right.is_data) and not c.is_manual and not is_unknown:
-            num_copies = mesh.num_devices // num_parts(mesh, split_ways(mesh, _in_order(c), splits))
+            mine = {**splits, **(elsewise or {}).get(i, {})}
+            num_copies = mesh.num_devices // num_parts(mesh, split_ways(mesh, _in_order(c), mine))
             work.append(Work(contraction=i, num_flops=c.num_flops * c.num_runs, num_copies=num_copies))
     return tuple(work)
 

@@ -19,7 +19,7 @@ class TrainingIdentity:
       global_batch_size: examples per step, over all devices.
       grad_accum: microbatches per step; their mean gradient is the step's gradient.
       optimizer: AdamW and its schedule.
-      compute_dtype: of activations; parameters, gradients and optimizer state are float32 always.
+      compute_dtype: of activations; parameters, gradients and the optimizer's second moment are float32 always.
       max_skipped_in_a_row: steps in a row with a non-finite loss or gradient after which the run has diverged; fewer
         are skipped.
     """

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.shrink import shrink
 from jaxscale.train.job import Operation, TrainingIdentity
@@ -36,7 +36,8 @@ class LanguageModelJob:
       z_loss: weight of the squared logarithm of the softmax's denominator; 0 for none.
       load_balance_loss: weight of the experts' load balance; 0 for none, and without experts.
       router_z_loss: weight of the squared logarithm of the router's softmax's denominator; the same.
-      remat: whether the backward pass computes each layer again rather than keep what is inside it.
+      remat: what of each layer the backward pass computes again rather than keep it: nothing (False), all (True), or
+        all but the results of matmuls with weights ("matmuls").
     """
 
     transformer: TransformerConfig
@@ -46,7 +47,7 @@ class LanguageModelJob:
     z_loss: float = 0.0
     load_balance_loss: float = 0.0
     router_z_loss: float = 0.0
-    remat: bool = True
+    remat: Remat = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.sequence_length <= self.transformer.max_positions:

@@ -30,7 +30,7 @@ from jaxscale.train.programs import StepPrograms
 from jaxscale.train.resume import Best, Fork, Progress
 from jaxscale.train.run_folder import RunFolder
 from jaxscale.train.signals import StopSignals
-from jaxscale.train.start import Setup, begin, restore
+from jaxscale.train.start import Setup, begin
 from jaxscale.train.state import State, host_value, state_hash
 from jaxscale.train.step import Metrics, make_step
 
@@ -100,7 +100,7 @@ def train(
                 objective=objective,
                 identity=identity,
                 operation=operation,
-                placement=place(objective, identity, objective.batch(0), mesh),
+                placement=place(objective, identity, mesh),
                 folder=folder,
                 checkpoints=Checkpoints(
                     folder.checkpoints, keep_last=operation.keep_last, keep_every=operation.keep_every_steps
@@ -124,14 +124,17 @@ class _Loop:
         self, setup: Setup, state: State, progress: Progress, writer: MetricsWriter, stop: StopSignals
     ) -> None:
         self._setup, self._writer, self._stop = setup, writer, stop
-        self._state, self._progress = state, progress
+        # As the step takes it; and in the logical order, made where something but the step asks for it.
+        self._state = state
+        self._logical_state: State | None = None
+        self._progress = progress
         self._first_step = progress.step
         self._saved_step = setup.checkpoints.latest()
         self._saving_step: int | None = None
         self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
         self._last_row = (progress.step, time.monotonic())
         self._programs = StepPrograms(
-            make_step(setup.placement.pin(setup.objective.loss), setup.identity),
+            make_step(setup.placement.loss, setup.identity),
             state_shardings=setup.placement.state_shardings,
             batch_shardings=setup.placement.batch_shardings,
             metrics_sharding=setup.placement.metrics_sharding,
@@ -157,11 +160,14 @@ class _Loop:
         if not self._programs.has(batch):
             self._read_metrics(leave=0)
             with self._stop.hold(self._save_held):
-                compile_s = self._programs.compile(self._state, batch)
+                compile_s, copied = self._programs.compile(self._state, batch)
             shapes = {name: str(leaf.shape) for name, leaf in batch.items()}
             self._setup.folder.events.write("compiled", step=self._progress.step, compile_s=compile_s, shapes=shapes)
+            for array in copied:
+                self._setup.folder.events.write("copied_whole", step=self._progress.step, array=str(array))
             if self._stop.requested:
                 return
+        self._logical_state = None
         self._state, metrics = self._programs.run(self._state, batch)
         self._progress = dataclasses.replace(self._progress, step=self._progress.step + 1)
         self._pending.append((self._progress.step, metrics))
@@ -195,8 +201,11 @@ class _Loop:
     def _evaluate(self) -> None:
         self._read_metrics(leave=0)
         step, started = self._progress.step, time.monotonic()
+        # All of the state, and now: programs that move data must not be started by two threads at once, and the one
+        # that watches the signals may have to save while this one evaluates.
+        state = self._in_logical_order()
         with self._stop.hold(self._save_held):
-            metrics = self._setup.objective.evaluate(self._state["params"], self._setup.placement.mesh)
+            metrics = self._setup.objective.evaluate(state["params"], self._setup.placement.mesh)
         best = _better(self._setup.operation, self._progress.best, step, metrics)
         self._progress = dataclasses.replace(self._progress, last_evaluated=step, best=best)
         if metrics:
@@ -217,8 +226,14 @@ class _Loop:
         self._settle()
         self._read_metrics(leave=0)
         disk.fsync(self._setup.folder.path / METRICS_FILE)
-        self._setup.checkpoints.save_async(self._progress.step, self._state, self._progress.to_json())
+        self._setup.checkpoints.save_async(self._progress.step, self._in_logical_order(), self._progress.to_json())
         self._saved_step = self._saving_step = self._progress.step
+
+    def _in_logical_order(self) -> State:
+        """The state as checkpoints, evaluations, hashes and exports have it, the same on every mesh."""
+        if self._logical_state is None:
+            self._logical_state = self._setup.placement.to_logical(self._state)
+        return self._logical_state
 
     def _settle(self) -> None:
         """Waits until the last save is committed; from then on the best step, if it is that one, is kept by its mark.
@@ -286,10 +301,10 @@ class _Loop:
         folder, best = self._setup.folder, self._progress.best
         with self._stop.hold(_nothing_to_save):
             self._settle()
-            params = self._state["params"]
-            final = state_hash(self._state)
+            state = self._in_logical_order()
+            final, params = state_hash(state), state["params"]
             if best is not None and best.step != self._progress.step:
-                params = restore(self._setup.checkpoints, best.step, self._setup.placement)[0]["params"]
+                params = self._setup.checkpoints.restore(best.step, {"params": params})[0]["params"]
             self._setup.objective.export(jax.tree.map(host_value, params), folder.model)
             folder.events.write("finished", step=self._progress.step, state_hash=final, best=best)
         return TrainResult(step=self._progress.step, state_hash=final, best=best, model=str(folder.model), trained=True)

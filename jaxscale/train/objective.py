@@ -1,6 +1,6 @@
 """What the loop asks of anything that can be trained: parameters, a loss, batches, a dev metric, an export."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,11 +60,17 @@ class Objective(Protocol):
     def batch(self, step: int) -> Batch:
         """Global batch `step`, a pure function of (job, seed, step), called in a background thread.
 
-        Every leaf's leading dim is `global_batch_size`; the shapes come from a few static buckets, for each of
-        which the step compiles once.
+        Every leaf's leading dim is `global_batch_size`; the shapes are among those of `batch_shapes`.
 
         Args:
           step: 0 for the first batch of the run.
+        """
+        ...
+
+    def batch_shapes(self) -> Sequence[Mapping[str, jax.ShapeDtypeStruct]]:
+        """The shapes of all batches: a few static buckets of the same leaves, for each of which the step compiles once.
+
+        The arrays are placed as suits the largest, and every one is checked before the first step.
         """
         ...
 
@@ -72,7 +78,7 @@ class Objective(Protocol):
         """Dev metrics by name, higher or lower as `Operation.best_mode` says. Deterministic; `{}` where there are none.
 
         Args:
-          params: parameters on the mesh, sharded as the plan says; not to be donated.
+          params: parameters on the mesh, sharded as the plan says, in their logical order; not to be donated.
           mesh: the mesh they live on.
         """
         ...
@@ -81,7 +87,7 @@ class Objective(Protocol):
         """Writes the model as a committed folder at `path`, replacing one that is there.
 
         Args:
-          params: parameters as host (numpy) arrays.
+          params: parameters as host (numpy) arrays, in their logical order.
           path: the folder to write.
         """
         ...

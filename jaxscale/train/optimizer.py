@@ -83,6 +83,7 @@ class AdamWConfig:
       eps: added to the second moment's root.
       weight_decay: of every parameter, times the learning rate.
       max_grad_norm: the gradient is scaled down to this global L2 norm where it is longer; None leaves it.
+      first_moment_dtype: in which the first moment is kept between updates; bfloat16 has half the bytes, and rounds it.
 
     Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
     """
@@ -93,6 +94,7 @@ class AdamWConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name, value in (("b1", self.b1), ("b2", self.b2)):
@@ -108,7 +110,12 @@ class AdamWConfig:
     def transformation(self) -> optax.GradientTransformation:
         """The optax transformation, clipping left out: the step clips, since it logs the norm anyway."""
         adamw = optax.adamw(
-            self.schedule.learning_rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
+            self.schedule.learning_rate,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mu_dtype=self.first_moment_dtype,
         )
 
         def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

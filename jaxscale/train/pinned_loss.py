@@ -1,17 +1,17 @@
-"""The loss that the step differentiates: the objective's, the plan's activations pinned in the program at hand."""
+"""The loss that the step differentiates: the objective's as the plan says, a program for each shape of its batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxscale.sharding.constrain import constrain
-from jaxscale.sharding.derive import plan_of
+from jaxscale.errors import UsageError
+from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.plan import ShardingPlan
-from jaxscale.sharding.specs import Spec
-from jaxscale.sharding.trace import trace_step
+from jaxscale.sharding.same_places import derive_like
+from jaxscale.train.batch_shapes import BatchShapes, bucket_of, bucket_text
 from jaxscale.train.objective import Params
 from jaxscale.train.step import LossFn
 
@@ -19,53 +19,37 @@ from jaxscale.train.step import LossFn
 _KEY = "(key)"
 
 
-class PinnedLoss:
-    """A loss with the activations pinned that the plan says, for a batch of whatever shapes it is traced with.
+def pinned_loss(
+    loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh, params: Params, microbatches: Sequence[BatchShapes], key: Any
+) -> LossFn:
+    """The loss with its activations pinned, of parameters as the plan stores them; on one device the loss itself.
 
-    Its program is the one that the plan is derived from, to the key, which is an argument of both. Batches of other
-    lengths may have another program, so their pins are derived from that one; if it would have the parameters elsewhere
-    than they are, nothing is pinned and the compiler decides. On one device it is the loss itself.
+    Its programs are those that plans are derived from, to the key, which is an argument of both. The parameters and the
+    batch are in every one of them where `plan` has them, the activations where that program's own plan does.
 
     Args:
       loss_fn: the objective's.
-      plan: derived from `planned_loss(loss_fn)`.
+      plan: derived from `planned_loss(loss_fn)`, for one of the microbatches.
       mesh: of the plan's spec.
+      params: shapes, as `jax.ShapeDtypeStruct`.
+      microbatches: the shapes of all that the loss will be called with.
+      key: the shape of a key.
+
+    Raises:
+      UsageError: a microbatch can't be computed with the parameters where they are; it is named with the leaf. Nothing
+        has been compiled then.
     """
+    if mesh.size == 1:
+        return loss_fn
+    programs = {bucket_of(batch): _program(loss_fn, plan, mesh, params, batch, key) for batch in microbatches}
 
-    def __init__(self, loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh) -> None:
-        self._loss_fn, self._plan, self._mesh = loss_fn, plan, mesh
-        self._pinned: dict[Any, LossFn] = {}
-
-    def __call__(
-        self, params: Params, batch: Mapping[str, jax.Array], key: PRNGKeyArray
+    def loss(
+        params: Params, batch: Mapping[str, jax.Array], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """As the loss.
+        made: tuple[Float[Array, ""], dict[str, Float[Array, ""]]] = programs[bucket_of(batch)](params, batch, key)
+        return made
 
-        Raises:
-          UsageError: at tracing, a value can't be split as the plan says.
-        """
-        if self._mesh.size == 1:
-            return self._loss_fn(params, batch, key)
-        arguments = (params, dict(batch), key)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-        bucket = tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in sorted(batch.items()))
-        if bucket not in self._pinned:
-            self._pinned[bucket] = self._pin(*shapes)
-        return self._pinned[bucket](*arguments)
-
-    def _pin(self, params: Any, batch: dict[str, Any], key: Any) -> LossFn:
-        plan = self._plan_for(params, planned_inputs(batch, key))
-        pins = plan.activation_shardings(self._mesh) if plan else {}
-        return constrain(self._loss_fn, pins, params, batch, key) if pins else self._loss_fn
-
-    def _plan_for(self, params: Any, inputs: dict[str, Any]) -> ShardingPlan | None:
-        """The plan of the loss of these inputs; None if it would place the parameters elsewhere than they are."""
-        shapes = {leaf.path: leaf.shape for leaf in self._plan.leaves if leaf.role == "batch"}
-        if shapes == {name: leaf.shape for name, leaf in inputs.items()}:
-            return self._plan
-        graph = trace_step(planned_loss(self._loss_fn), params, inputs)
-        plan = plan_of(graph, self._plan.mesh, self._plan.limits)
-        return plan if _parameter_specs(plan) == _parameter_specs(self._plan) else None
+    return loss
 
 
 def planned_loss(loss_fn: LossFn) -> Any:
@@ -77,10 +61,18 @@ def planned_loss(loss_fn: LossFn) -> Any:
     return loss
 
 
-def planned_inputs(batch: Mapping[str, Any], key: Any) -> dict[str, Any]:
+def planned_inputs(batch: BatchShapes, key: Any) -> dict[str, Any]:
     """The inputs of `planned_loss`."""
     return {**batch, _KEY: key}
 
 
-def _parameter_specs(plan: ShardingPlan) -> dict[str, Spec]:
-    return {leaf.path: leaf.spec for leaf in plan.leaves if leaf.role == "parameter"}
+def _program(loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh, params: Params, batch: BatchShapes, key: Any) -> LossFn:
+    inputs = planned_inputs(batch, key)
+    planned = {leaf.path: leaf.shape for leaf in plan.leaves if leaf.role == "batch"}
+    try:
+        if planned != {name: leaf.shape for name, leaf in inputs.items()}:
+            plan = derive_like(plan, planned_loss(loss_fn), params, inputs)
+        program: LossFn = apply_plan(plan, loss_fn, mesh, params, dict(batch), key)
+    except UsageError as error:
+        raise UsageError(f"a microbatch of {bucket_text(bucket_of(batch))}: {error}") from error
+    return program

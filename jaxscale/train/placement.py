@@ -1,20 +1,25 @@
-"""Where a run's arrays live: the plan of its step, applied to the state, the batches and the metrics."""
+"""Where a run's arrays live: the plan of its step, applied to the loss, the state, the batches and the metrics."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import UsageError
-from jaxscale.mesh import MeshSpec, spec_of
+from jaxscale.mesh import spec_of
 from jaxscale.sharding.derive import derive
-from jaxscale.sharding.plan import ShardingPlan, batch_axes, replicated
+from jaxscale.sharding.layouts import Layouts
+from jaxscale.sharding.plan import ShardingPlan, replicated
+from jaxscale.sharding.reorder import restore_on_mesh, store_on_mesh
+from jaxscale.train.batch_shapes import BatchShapes, Bucket, bucket_of, bucket_text, check_divides
 from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.objective import Objective
-from jaxscale.train.pinned_loss import PinnedLoss, planned_inputs, planned_loss
+from jaxscale.train.pinned_loss import pinned_loss, planned_inputs, planned_loss
 from jaxscale.train.randomness import named_key
 from jaxscale.train.state import State, new_state
 from jaxscale.train.step import LossFn
@@ -22,91 +27,86 @@ from jaxscale.train.step import LossFn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Shapes and shardings of everything that a step reads and writes."""
+    """Shapes, shardings and orders of storage of everything that a step reads and writes.
+
+    Attributes:
+      mesh: where the run is.
+      plan: of what the loss sees: with gradient accumulation a microbatch.
+      loss: the objective's, its activations pinned, of parameters as they are stored.
+      state: `jax.ShapeDtypeStruct` leaves.
+      state_shardings: a tree like the state.
+      layouts: of the state's leaves that are stored in another order than the logical, by position.
+      batch_shardings: by the name of the leaf; the same for batches of every length.
+      buckets: of all batches.
+      metrics_sharding: of every metric.
+    """
 
     mesh: Mesh
-    # Of what the loss sees: with gradient accumulation a microbatch.
     plan: ShardingPlan
-    # jax.ShapeDtypeStruct leaves.
+    loss: LossFn
     state: State
     state_shardings: Any
-    # By the name of the leaf; the same for batches of every length.
+    layouts: Layouts
     batch_shardings: dict[str, NamedSharding]
+    buckets: frozenset[Bucket]
     metrics_sharding: NamedSharding
 
     def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A host batch on the mesh, each device with its examples, and of these its positions.
 
         Raises:
-          UsageError: a length does not divide.
+          UsageError: its shapes are none of those that the objective named.
         """
-        return {name: self._put(name, leaf) for name, leaf in batch.items()}
-
-    def pin(self, loss_fn: LossFn) -> LossFn:
-        """The loss with the plan's activations pinned, for the step to differentiate."""
-        return PinnedLoss(loss_fn, self.plan, self.mesh)
-
-    def _put(self, name: str, leaf: np.ndarray) -> jax.Array:
-        sharding = self.batch_shardings[name]
-        try:
-            sharding.shard_shape(leaf.shape)
-        except ValueError as error:
+        if bucket_of(batch) not in self.buckets:
+            known = "; ".join(map(bucket_text, sorted(self.buckets)))
             raise UsageError(
-                f"batch leaf {name!r} of shape {leaf.shape} does not divide over {sharding.spec} of mesh "
-                f"{spec_of(self.mesh)}; use lengths that do, or fewer devices on that axis"
-            ) from error
-        return jax.device_put(leaf, sharding)
+                f"a batch of {bucket_text(bucket_of(batch))} is not among objective.batch_shapes(), which are {known}"
+            )
+        return jax.device_put(dict(batch), self.batch_shardings)
+
+    def to_stored(self, state: State) -> State:
+        """A state on the mesh, in its logical order, as the step takes it."""
+        made: State = store_on_mesh(state, self.layouts)
+        return made
+
+    def to_logical(self, state: State) -> State:
+        """The exact inverse of `to_stored`; leaves that are in their logical order are passed on, not copied."""
+        made: State = restore_on_mesh(state, self.layouts)
+        return made
 
 
-def place(objective: Objective, identity: TrainingIdentity, batch: Mapping[str, np.ndarray], mesh: Mesh) -> Placement:
-    """Plans a run on a mesh; nothing is computed but shapes.
+def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Placement:
+    """Plans a run on a mesh, for every batch that the objective can make; nothing is computed but shapes.
 
     Args:
       objective: what is trained.
       identity: its batch and optimizer.
-      batch: any of its batches, for names, shapes and dtypes.
       mesh: where it runs.
 
     Raises:
-      UsageError: the batch can't be cut as grad_accum and the mesh ask.
+      UsageError: a batch can't be cut as grad_accum and the mesh ask, or be computed as the plan says.
     """
-    _check_batch(batch, identity, mesh)
+    spec, batches = spec_of(mesh), objective.batch_shapes()
+    check_divides(identity.global_batch_size, identity.grad_accum, spec)
+    _check_alike(batches, identity.global_batch_size)
     state = abstract_state(objective, identity)
-    plan = plan_step(objective, identity, batch, spec_of(mesh))
+    key = jax.eval_shape(lambda: named_key(identity.seed, "loss"))
+    # What runs, and so what is planned, is the loss of a microbatch. Device by device it is a part of its batch, see
+    # `accumulated_gradient`, and so a batch is split as its microbatches are.
+    microbatches = [microbatch_of(dict(batch), identity.grad_accum) for batch in batches]
+    largest = max(microbatches, key=_num_values)
+    inputs, optimizer = planned_inputs(largest, key), identity.optimizer.transformation()
+    plan = derive(planned_loss(objective.loss), state["params"], inputs, spec, optimizer=optimizer)
     return Placement(
         mesh=mesh,
         plan=plan,
+        loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key),
         state=state,
         state_shardings=plan.shardings(mesh, state),
-        batch_shardings=plan.shardings(mesh, _microbatch(batch, identity.grad_accum)),
+        layouts=plan.layouts(state),
+        batch_shardings=plan.shardings(mesh, largest),
+        buckets=frozenset(map(bucket_of, batches)),
         metrics_sharding=replicated(mesh),
-    )
-
-
-def plan_step(
-    objective: Objective, identity: TrainingIdentity, batch: Mapping[str, np.ndarray], spec: MeshSpec
-) -> ShardingPlan:
-    """Where a run's arrays live on a mesh of the given spec, whose devices need not be there.
-
-    The program that is planned is the loss of one microbatch, since that is what runs. A batch is split as its
-    microbatches are: device by device they are parts of each other, see `accumulated_gradient`.
-
-    Args:
-      objective: what is trained.
-      identity: its optimizer and number of microbatches.
-      batch: any of its batches, for names, shapes and dtypes.
-      spec: with every size resolved.
-
-    Raises:
-      UsageError: the mesh does not suit the step.
-    """
-    key = jax.eval_shape(lambda: named_key(identity.seed, "loss"))
-    return derive(
-        planned_loss(objective.loss),
-        abstract_state(objective, identity)["params"],
-        planned_inputs(_microbatch(batch, identity.grad_accum), key),
-        spec,
-        optimizer=identity.optimizer.transformation(),
     )
 
 
@@ -116,23 +116,20 @@ def abstract_state(objective: Objective, identity: TrainingIdentity) -> State:
     return jax.eval_shape(lambda: new_state(objective.init_params(named_key(identity.seed, "params")), optimizer))
 
 
-def _microbatch(batch: Mapping[str, np.ndarray], grad_accum: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        name: jax.ShapeDtypeStruct((leaf.shape[0] // grad_accum, *leaf.shape[1:]), leaf.dtype)
-        for name, leaf in batch.items()
-    }
+def _num_values(batch: BatchShapes) -> int:
+    return sum(math.prod(leaf.shape) for leaf in batch.values())
 
 
-def _check_batch(batch: Mapping[str, np.ndarray], identity: TrainingIdentity, mesh: Mesh) -> None:
-    size = identity.global_batch_size
-    for name, leaf in batch.items():
-        if leaf.shape[:1] != (size,):
+def _check_alike(batches: Sequence[BatchShapes], size: int) -> None:
+    if not batches:
+        raise UsageError("objective.batch_shapes() names no batch; name the shapes of every batch it makes")
+    for batch in batches:
+        if batch.keys() != batches[0].keys():
             raise UsageError(
-                f"batch leaf {name!r} has shape {leaf.shape}; expected global_batch_size={size} as first dim"
+                f"batches have the leaves {sorted(batch)} and {sorted(batches[0])}; give all the same ones"
             )
-    axes = batch_axes(mesh)
-    ways = int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64)) * identity.grad_accum
-    if size % ways:
-        product = "*".join([*axes, "grad_accum"])
-        near = " or ".join(str(n) for n in (size // ways * ways, (size // ways + 1) * ways) if n)
-        raise UsageError(f"global_batch_size={size} must be divisible by {product}={ways}; use {near}")
+        for name, leaf in batch.items():
+            if leaf.shape[:1] != (size,):
+                raise UsageError(
+                    f"batch leaf {name!r} has shape {leaf.shape}; expected global_batch_size={size} as first dim"
+                )

@@ -8,6 +8,12 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from jaxscale.cost.programs import microbatch_of
+from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.derive import derive
+from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
+from jaxscale.sharding.plan import ShardingPlan
+from jaxscale.train.batch_shapes import check_divides
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.objective import Params
 from jaxscale.train.step import accumulated_gradient
@@ -33,6 +39,12 @@ class PlannedStep:
     num_tokens: int
     grad_accum: int = 1
 
+    @property
+    def microbatch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes that the loss is computed on, and that a plan is derived from: of one microbatch."""
+        made: dict[str, jax.ShapeDtypeStruct] = microbatch_of(self.batch, self.grad_accum)
+        return made
+
     def gradient(self, params: Params, batch: Mapping[str, jax.Array]) -> tuple[Float[Array, ""], Params]:
         """The loss and its gradient, each the mean over `grad_accum` microbatches, cut as the training step cuts them.
 
@@ -48,6 +60,22 @@ class PlannedStep:
             jax.random.key(0, impl="threefry2x32"),  # of no effect: the loss takes none
         )
         return loss, gradient
+
+
+def derive_step(step: PlannedStep, mesh: MeshSpec, *, limits: Limits = DEFAULT_LIMITS) -> ShardingPlan:
+    """The plan of a training step: derived from the loss of one microbatch, which is what runs.
+
+    Args:
+      step: what is computed.
+      mesh: with every size resolved; its devices need not be there.
+      limits: what is small, and what is too much to copy.
+
+    Raises:
+      UsageError: the batch can't be shared out, or the mesh does not suit the step.
+    """
+    num_examples = next(iter(step.batch.values())).shape[0]
+    check_divides(num_examples, step.grad_accum, mesh)
+    return derive(step.loss, step.params, step.microbatch, mesh, optimizer=step.optimizer, limits=limits)
 
 
 class PlannableJob(Protocol):

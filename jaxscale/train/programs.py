@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
+from jaxscale.sharding import rematerialization
+from jaxscale.train.batch_shapes import Bucket, bucket_of
 from jaxscale.train.state import State
 from jaxscale.train.step import Metrics
-
-Bucket = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 class StepPrograms:
@@ -43,23 +43,22 @@ class StepPrograms:
 
     def has(self, batch: Mapping[str, jax.Array]) -> bool:
         """Whether the step is compiled for a batch of these shapes."""
-        return _bucket(batch) in self._compiled
+        return bucket_of(batch) in self._compiled
 
-    def compile(self, state: State, batch: Mapping[str, jax.Array]) -> float:
+    def compile(
+        self, state: State, batch: Mapping[str, jax.Array]
+    ) -> tuple[float, tuple[rematerialization.Rematerialization, ...]]:
         """Compiles the step for these shapes; reads neither argument, donates nothing.
 
         Returns:
-          The seconds it took.
+          The seconds it took, and the arrays that the program copies whole to change how they are split.
         """
         started = time.monotonic()
-        self._compiled[_bucket(batch)] = self._step.lower(state, dict(batch)).compile()
-        return time.monotonic() - started
+        lowered = self._step.lower(state, dict(batch))
+        self._compiled[bucket_of(batch)], copied = rematerialization.compile_watched(lowered)
+        return time.monotonic() - started, copied
 
     def run(self, state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         """One step; the buffers of `state` are donated. The shapes must have been compiled."""
-        new_state, metrics = self._compiled[_bucket(batch)](state, dict(batch))
+        new_state, metrics = self._compiled[bucket_of(batch)](state, dict(batch))
         return new_state, metrics
-
-
-def _bucket(batch: Mapping[str, jax.Array]) -> Bucket:
-    return tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in sorted(batch.items()))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32, Key
 
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.config import EncoderDecoderConfig
+from jaxscale.nn.config import EncoderDecoderConfig, Remat
 from jaxscale.nn.functional import Params
 from jaxscale.nn.shrink import shrink_encoder_decoder
 from jaxscale.train.job import Operation, TrainingIdentity
@@ -33,7 +33,8 @@ class SequenceToSequenceJob:
       training: seed, steps, batch, optimizer, number format.
       operation: mesh, checkpoints, logging.
       z_loss: weight of the squared logarithm of the softmax's denominator; 0 for none.
-      remat: whether the backward pass computes each layer again rather than keep what is inside it.
+      remat: what of each layer the backward pass computes again rather than keep it: nothing (False), all (True), or
+        all but the results of matmuls with weights ("matmuls").
     """
 
     transformer: EncoderDecoderConfig
@@ -42,7 +43,7 @@ class SequenceToSequenceJob:
     training: TrainingIdentity
     operation: Operation
     z_loss: float = 0.0
-    remat: bool = True
+    remat: Remat = True
 
     def __post_init__(self) -> None:
         for name, config in (("source", self.transformer.encoder), ("target", self.transformer.decoder)):

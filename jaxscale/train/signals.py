@@ -22,6 +22,7 @@ from jaxscale.errors import Interrupted, JaxscaleError, Preempted
 
 _SHOW_CURSOR = "\x1b[?25h\n"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STDERR = 2
 _ERRORS: dict[int, type[JaxscaleError]] = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
@@ -41,6 +42,8 @@ class StopSignals:
         # Held by the main thread while it changes `_held`, and for good by the watcher once it acts.
         self._lock = threading.Lock()
         self._held: Callable[[], str] | None = None
+        # Where the last words go; opened by `__enter__`.
+        self._stderr = -1
         self._undo = contextlib.ExitStack()
 
     @property
@@ -76,6 +79,10 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
+        # Without a standard error the last words go nowhere.
+        with contextlib.suppress(OSError):
+            self._stderr = os.dup(_STDERR)
+            self._undo.callback(os.close, self._stderr)
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         for end in (reader, writer):
@@ -110,7 +117,7 @@ class StopSignals:
         if self._signal is None:
             self._signal, self._asked_at = number, time.monotonic()
         elif number == signal.SIGINT:
-            _end(signal.SIGINT, "stopped at once, without saving; the last checkpoint is as it was")
+            _end(signal.SIGINT, "stopped at once, without saving; the last checkpoint is as it was", self._stderr)
 
     def _act(self) -> None:
         """Saves for a main thread that is held up, and ends the process; does nothing where it is not held up."""
@@ -120,7 +127,7 @@ class StopSignals:
                     done = self._held()
                 except BaseException as error:  # the process must end whatever happens here
                     done = f"saving failed ({type(error).__name__}: {error}); the last checkpoint is as it was"
-                _end(self._signal, done)
+                _end(self._signal, done, self._stderr)
 
 
 def _nothing(number: int, frame: Any) -> None:
@@ -132,10 +139,17 @@ def _message(number: int, done: str) -> str:
     return f"{word}: {done}; the same command goes on from there"
 
 
-def _end(number: int, done: str) -> None:
-    """Ends the process from a thread: the interpreter can't be closed down while another one compiles."""
+def _end(number: int, done: str, stderr: int) -> None:
+    """Ends the process from a thread: the interpreter can't be closed down while another one compiles.
+
+    Args:
+      number: of the signal.
+      done: what was done for the run.
+      stderr: a descriptor, not that of `sys.stderr`: while a program compiles that one may be listened to, and what is
+        still on its way is lost.
+    """
     sys.stdout.flush()
-    if sys.stderr.isatty():
-        print(_SHOW_CURSOR, end="", file=sys.stderr)  # a progress bar had hidden it
-    print(f"jaxscale: {_message(number, done)}", file=sys.stderr, flush=True)
+    show_cursor = _SHOW_CURSOR if stderr >= 0 and os.isatty(stderr) else ""  # a progress bar had hidden it
+    with contextlib.suppress(OSError):
+        os.write(stderr, f"{show_cursor}jaxscale: {_message(number, done)}\n".encode())
     os._exit(_ERRORS[number].exit_code)

@@ -1,6 +1,7 @@
 """How a run begins: with fresh or given parameters, where its last checkpoint left off, or where another run was."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,16 @@ def begin(setup: Setup) -> tuple[State, Progress]:
 
 
 def restore(checkpoints: Checkpoints, step: int, placement: Placement) -> tuple[State, Progress]:
-    """A checkpoint, every byte of it verified, on the mesh at hand.
+    """A checkpoint, every byte of it verified, on the mesh at hand and as that mesh stores it.
+
+    Checkpoints hold leaves in their logical order, whatever the mesh that wrote them.
 
     Raises:
       VerificationError: it is damaged.
       DataError: its arrays are not those of this job.
     """
     state, metadata = checkpoints.restore(step, placement.state, placement.state_shardings, check="full")
-    return state, Progress.from_json(metadata, f"{checkpoints.directory}, step {step}")
+    return placement.to_stored(state), Progress.from_json(metadata, f"{checkpoints.directory}, step {step}")
 
 
 def state_bytes(placement: Placement) -> int:
@@ -138,13 +141,14 @@ def _fork(setup: Setup, origin: Origin, now: Progress) -> Beginning:
 
 
 def _first_state(setup: Setup) -> State:
-    optimizer, shardings = setup.identity.optimizer.transformation(), setup.placement.state_shardings
+    optimizer, placement = setup.identity.optimizer.transformation(), setup.placement
     given = setup.objective.starting_params
     if given is None:
         key = named_key(setup.identity.seed, "params")
-        return place_new_state(lambda: setup.objective.init_params(key), optimizer, shardings)
-    _check_params(given, setup.placement.state["params"])
-    return place_params(given, optimizer, shardings)
+        make = functools.partial(setup.objective.init_params, key)
+        return place_new_state(make, optimizer, placement.state_shardings, placement.layouts)
+    _check_params(given, placement.state["params"])
+    return place_params(given, optimizer, placement.state_shardings, placement.layouts)
 
 
 def _check_params(given: Params, expected: Params) -> None:

@@ -11,6 +11,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from jaxscale.sharding.initialise import initialise, place
+from jaxscale.sharding.layouts import Layouts, store_leaves
 from jaxscale.train.objective import Params
 
 # {"params", "opt_state", "step", "num_skipped", "num_skipped_in_a_row"}; counters are int32 scalars.
@@ -29,7 +30,7 @@ def new_state(params: Params, optimizer: optax.GradientTransformation) -> State:
 
 
 def place_new_state(
-    init_params: Callable[[], Params], optimizer: optax.GradientTransformation, shardings: Any
+    init_params: Callable[[], Params], optimizer: optax.GradientTransformation, shardings: Any, layouts: Layouts
 ) -> State:
     """Makes the first state straight into its shards: no device ever holds more than its part.
 
@@ -37,21 +38,32 @@ def place_new_state(
       init_params: returns parameters; traced.
       optimizer: the transformation whose state goes along.
       shardings: a tree of shardings like the state.
+      layouts: of the leaves that are stored in another order, by position in `jax.tree.leaves` of the state.
+
+    Returns:
+      The state as it is stored.
     """
-    return initialise(lambda: new_state(init_params(), optimizer), shardings)
+    return initialise(lambda: new_state(init_params(), optimizer), shardings, layouts)
 
 
-def place_params(params: Params, optimizer: optax.GradientTransformation, shardings: Any) -> State:
+def place_params(params: Params, optimizer: optax.GradientTransformation, shardings: Any, layouts: Layouts) -> State:
     """As `place_new_state`, from host parameters, which are copied: the state's buffers are donated later.
 
     Args:
-      params: host (numpy) parameters.
+      params: host (numpy) parameters, in their logical order.
       optimizer: the transformation whose state goes along.
       shardings: a tree of shardings like the state.
+      layouts: as for `place_new_state`.
+
+    Returns:
+      The state as it is stored.
     """
-    placed = place(params, shardings["params"])
-    copied = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), optimizer), out_shardings=shardings)
-    return copied(placed)
+
+    def make(tree: Params) -> State:
+        stored: State = store_leaves(new_state(jax.tree.map(jnp.copy, tree), optimizer), layouts)
+        return stored
+
+    return jax.jit(make, out_shardings=shardings)(place(params, shardings["params"]))
 
 
 def state_hash(state: State) -> str:

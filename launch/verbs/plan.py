@@ -11,7 +11,7 @@ from jaxscale.cost.chips import Topology
 from jaxscale.cost.estimate import estimate_step, trace_programs
 from jaxscale.errors import DoesNotFitError, UsageError
 from jaxscale.mesh import MeshSpec
-from jaxscale.sharding.derive import derive
+from jaxscale.train.planned_step import derive_step
 from launch.compile_recipe import CompiledRecipe, CompileRequest, compile_recipe
 from launch.plan_report import PlanReport
 
@@ -68,7 +68,7 @@ class Command:
         topology = Topology.parse(self.topology, num_slices=self.slices)
         spec = self._spec(topology)
         step = self.job.planned_step()
-        plan = derive(step.loss, step.params, step.batch, spec, optimizer=step.optimizer)
+        plan = derive_step(step, spec)
         compiled = self._compiled(topology, spec)
         programs = trace_programs(step.loss, step.params, step.batch, num_microbatches=step.grad_accum)
         estimate = estimate_step(programs, plan, topology, num_tokens=step.num_tokens)
@@ -77,13 +77,14 @@ class Command:
             changes = propose_changes(step.loss, step.params, step.batch, step.optimizer, plan, estimate)
             report = dataclasses.replace(report, changes=changes)
         print(report.render())
+        found = {**report.to_json(), "sharding": plan.to_json()}
         if report.fits is False:
             raise DoesNotFitError(
                 f"{self.recipe} does not fit on {topology} with mesh {spec}; the table shows the largest tensors, and "
                 "what would help",
-                report=report.to_json(),
+                report=found,
             )
-        return report.to_json()
+        return found
 
     def _spec(self, topology: Topology) -> MeshSpec:
         text = self.mesh or self.job.operation.mesh

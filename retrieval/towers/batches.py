@@ -1,6 +1,7 @@
 """The batches of a dual tower: which pairs and hard negatives batch n holds, padded to a few static lengths."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -86,6 +87,18 @@ class PairBatches:
             "known_positives": known_positives,
         }
 
+    def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """The shapes of every batch: one for each pair of a query's and a document's bucket."""
+        return [
+            _shapes(
+                self.schedule.global_batch_size,
+                1 + self.num_hard_negatives,
+                lengths,
+                self.table.known_positives.shape[1],
+            )
+            for lengths in itertools.product(self.query_buckets, self.document_buckets)
+        ]
+
     def _crops(self, document_rows: Int[np.ndarray, "_"], seed: tuple[int, ...]) -> list[Int32[np.ndarray, "_"]]:
         rng = np.random.default_rng(seed)
         return [self.crops.crop(document, rng) for document in self.documents.rows(document_rows)]
@@ -148,14 +161,28 @@ def planned_batch(data: PairData, global_batch_size: int) -> dict[str, jax.Shape
       data: lengths and hard negatives.
       global_batch_size: B.
     """
-    query_length, document_length = data.max_lengths
-    rows, documents = (global_batch_size,), (global_batch_size, 1 + data.num_hard_negatives)
+    return _shapes(global_batch_size, 1 + data.num_hard_negatives, data.max_lengths, 1)
+
+
+def _shapes(
+    num_queries: int, num_documents: int, lengths: tuple[int, int], num_known: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch.
+
+    Args:
+      num_queries: B.
+      num_documents: P, of each query.
+      lengths: tokens of a query and of a document, padded.
+      num_known: M, known positives of each query.
+    """
+    query_length, document_length = lengths
+    rows, documents = (num_queries,), (num_queries, num_documents)
     shapes = {
         "query_tokens": ((*rows, query_length), np.int32),
         "query_mask": ((*rows, query_length), np.bool_),
         "document_tokens": ((*documents, document_length), np.int32),
         "document_mask": ((*documents, document_length), np.bool_),
         "document_ids": (documents, np.int32),
-        "known_positives": ((*rows, 1), np.int32),
+        "known_positives": ((*rows, num_known), np.int32),
     }
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -10,6 +10,7 @@ import jax
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.train.batch_shapes import check_divides
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
@@ -53,6 +54,7 @@ class DualTowerJob:
         self._check_model()
         self._check_lengths()
         self._check_batch()
+        check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
         best, names = self.operation.best_metric, metric_names(sampled=self.data.dev_sampled)
         if best and best not in names:
             raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")

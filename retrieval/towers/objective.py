@@ -68,6 +68,10 @@ class DualTowerObjective:
         """Global batch `step`; its arrays are described at `PairBatches.batch`."""
         return self.pairs.batch(step)
 
+    def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """The shapes of every batch, by its buckets."""
+        return self.pairs.batch_shapes()
+
     def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
         """nDCG@10 and RR@10 of the dev queries."""
         configs = (self.towers.query, self.towers.document)

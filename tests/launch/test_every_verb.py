@@ -26,7 +26,9 @@ def scratch(tmp_path, monkeypatch):
 
 def words_of(verb):
     """The verb with what has to stand behind it."""
-    behind = {"import hf": "folder", "verify": "folder"} | dict.fromkeys(RECIPE_VERBS, RECIPE)
+    behind = {"import hf": "folder", "plan diff": "garbage garbage", "verify": "folder"} | dict.fromkeys(
+        RECIPE_VERBS, RECIPE
+    )
     return [*verb.split(), *behind.get(verb, "").split()]
 
 
@@ -69,6 +71,8 @@ BAD_INPUT = [
     ("explain nothing_like_it", 2, "unknown recipe"),
     ("import hf none --out out", 3, "none"),
     ("import hf folder --out out", 3, "config.json"),
+    ("plan diff none garbage", 3, "none: can't be read"),
+    ("plan diff garbage garbage", 3, "garbage: can't be read"),
     ("search --model none --index none --query x", 3, "none"),
     ("search --model folder --index folder --query x", 3, "folder"),
     ("search --bm25 none --queries none --run folder", 2, "folder is a folder"),
@@ -79,6 +83,8 @@ BAD_INPUT = [
     ("train two_tower_tiny --out out --data.folder none", 3, "none"),
     ("train two_tower_tiny --out out --data.folder folder --mesh fsdp=3", 2, "fsdp=3"),
     ("train two_tower_tiny --out out --data.folder folder --mesh nonsense=2", 2, "nonsense"),
+    ("tune llama2_7b", 2, "tune needs --topology"),
+    ("tune llama2_7b --topology v5e:2", 2, "expected 2 sizes"),
     ("verify none", 3, "none"),
     ("verify folder", 3, "nothing committed"),
     ("doctor --at none", 4, "not fit to run"),

@@ -41,7 +41,7 @@ def test_an_optional_part_that_the_recipe_has_is_flags(capsys):
     [
         ("tensor=3,data=2", "nothing is split over tensor=3"),
         ("stage=2", "there is no rule that makes pipeline stages"),
-        ("data=3", "16 examples must be divisible by data=3; use 15 or 18"),
+        ("data=3", "global_batch_size=16 must be divisible by data=3; use 15 or 18"),
         ("fdsp=2", "did you mean 'fsdp'?"),
     ],
 )

@@ -70,6 +70,7 @@ def test_what_does_not_fit_ends_with_7_and_the_largest_tensors(no_compiler, tmp_
     assert "does not fit on v5e:2x4 with mesh fsdp=4,tensor=2" in captured.err
     assert "largest tensors when it is fullest" in captured.out
     assert "changes that help, as predicted" in captured.out
+    assert "parameters and optimizer state alone take" in captured.out
     found = json.loads(report.read_text())
     assert (found["exit_code"], found["fits"]) == (7, False)
     assert found["predicted"]["memory"]["parameters"] > 0
@@ -83,7 +84,7 @@ def test_what_does_not_fit_ends_with_7_and_the_largest_tensors(no_compiler, tmp_
         ("--topology v9:2x2", "unknown chip 'v9'"),
         ("--topology v5e:4", "expected 2 sizes"),
         ("--topology v5e:2x4 --mesh fsdp=4", "fsdp=4 needs 4 devices, 8 are there"),
-        ("--topology v5e:2x4 --mesh fsdp=32 --slices 4", "16 examples must be divisible by fsdp=32; use 32"),
+        ("--topology v5e:2x4 --mesh fsdp=32 --slices 4", "global_batch_size=16 must be divisible by fsdp=32; use 32"),
     ],
 )
 def test_what_is_refused_before_anything_compiles(no_compiler, capsys, flags, message):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxscale.observe.compiles import CompileCounter
 from jaxscale.observe.metrics import read_metrics
 from jaxscale.train.events import read_events
 
@@ -181,6 +182,24 @@ def test_flags_are_the_fields_of_the_job(capsys):
     text = capsys.readouterr().out
     for flag in ("--training.num-steps", "--operation.eval-every-steps", "--fork-from", "--init-from", "--mesh"):
         assert flag in text
+
+
+@pytest.mark.parametrize(
+    ("mesh", "grad_accum", "message"),
+    [
+        ("data=3@0-2", 1, "global_batch_size=16 must be divisible by data=3; use 15 or 18"),
+        ("data=2,fsdp=3@0-5", 1, "global_batch_size=16 must be divisible by data*fsdp=6; use 12 or 18"),
+        ("data=4@0-3", 8, "global_batch_size=16 must be divisible by data*grad_accum=32; use 32"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_before_anything_compiles(tmp_path, capsys, mesh, grad_accum, message):
+    flags = ["--mesh", mesh, "--training.grad-accum", str(grad_accum)]
+    with CompileCounter() as counter:
+        code = run_here(f"{ROOT / RECIPES}:tiny", "--out", str(tmp_path / "run"), *flags)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert counter.num_programs == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,15 @@
 
 import pytest
 
-from jaxscale.cost.compiler_dump import Buffer, available_bytes, dumped_text, needed_bytes, peak_buffers
+from jaxscale.cost.compiler_dump import (
+    Buffer,
+    allocated_bytes,
+    available_bytes,
+    dumped_text,
+    is_complete,
+    needed_bytes,
+    peak_buffers,
+)
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
@@ -86,3 +94,22 @@ def test_no_dump_or_two_are_refused(folder, tmp_path):
 )
 def test_what_a_device_has(message, expected):
     assert available_bytes(message) == expected
+
+
+def test_what_is_allocated_in_the_main_memory(folder):
+    lines = """\
+allocation 0: size 64, color 8, page 0, thread-local:
+allocation 1: size 100, page 0, parameter 0, shape |f32[25]| at ShapeIndex {}:
+allocation 2: size 200, page 0, parameter 1, shape |f32[50]| at ShapeIndex {}, maybe-live-out:
+allocation 3: size 512, page 0, maybe-live-out:
+allocation 4: size 3000, page 0, preallocated-temp:
+ value: <17 fusion.2 @0> (size=3000,offset=0): f32[750]
+allocation 5: size 4000, color 1, page 0, preallocated-temp:
+"""
+    (folder / "module_0000.jit_step.cl_1.after_optimizations-buffer-assignment.txt").write_text(lines)
+    assert allocated_bytes(folder) == {"arguments": 300, "outputs": 512, "temporaries": 3000}
+
+
+def test_a_program_is_complete_when_its_memory_is_told(folder, tmp_path):
+    assert is_complete(folder)
+    assert not is_complete(tmp_path / "empty")

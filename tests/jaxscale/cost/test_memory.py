@@ -29,8 +29,8 @@ def chain_loss(remat: bool):
 def chain(remat: bool, mesh: str = "data=1", **options) -> MemoryUse:
     params = jax.ShapeDtypeStruct((NUM_LAYERS, WIDTH, WIDTH), "float32")
     batch = {"x": jax.ShapeDtypeStruct((BATCH, WIDTH), "float32")}
-    plan = derive(chain_loss(remat), params, batch, MeshSpec.parse(mesh), optimizer=optax.adamw(1e-3))
     part = microbatch_of(batch, options.get("num_microbatches", 1))
+    plan = derive(chain_loss(remat), params, part, MeshSpec.parse(mesh), optimizer=optax.adamw(1e-3))
     program = gradient_program(chain_loss(remat), params, part)
     leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
     return count_memory(program, place(program, plan.mesh, leaves), plan, **options)
@@ -127,3 +127,44 @@ def test_a_repeated_number_is_not_held_for_the_loop_that_reads_it():
     program = gradient_program(loss, params, batch)
     use = count_memory(program, place(program, plan.mesh, plan.leaves), plan)
     assert max(tensor.num_bytes for tensor in use.tensors) < 64 * ACTIVATION
+
+
+def test_scores_and_their_loss_take_one_buffer():
+    """The sums that a softmax's loss needs are done before its exponentials take the place of the scores."""
+    num_classes = 4096
+
+    def loss(params, batch):
+        scores = batch["x"] @ params
+        of_target = jnp.sum(jnp.where(jnp.arange(num_classes)[None] == batch["y"][:, None], scores, 0.0), axis=-1)
+        return jnp.mean(jax.nn.logsumexp(scores, axis=-1) - of_target)
+
+    params = jax.ShapeDtypeStruct((WIDTH, num_classes), "float32")
+    batch = {"x": jax.ShapeDtypeStruct((BATCH, WIDTH), "float32"), "y": jax.ShapeDtypeStruct((BATCH,), "int32")}
+    plan = derive(loss, params, batch, MeshSpec(data=1))
+    program = gradient_program(loss, params, batch)
+    use = count_memory(program, place(program, plan.mesh, plan.leaves), plan)
+    of_scores = [tensor for tensor in use.tensors if tensor.shape == (BATCH, num_classes)]
+    assert sum(tensor.num_bytes for tensor in of_scores) == 4 * BATCH * num_classes
+
+
+def test_in_a_loop_weights_of_attention_are_held_in_both_widths():
+    """Their exponentials are needed once more for their own gradient, their narrow copy for that of the values."""
+    length = 256
+
+    def loss(params, batch):
+        def body(x, w):
+            scores = jnp.einsum("bsd,btd->bst", x, x @ w)
+            weights = jax.nn.softmax(scores, axis=-1).astype(jnp.bfloat16)
+            return jnp.einsum("bst,btd->bsd", weights, x.astype(jnp.bfloat16)).astype(jnp.float32), None
+
+        return jax.lax.scan(jax.checkpoint(body), batch["x"], params)[0].sum()
+
+    params = jax.ShapeDtypeStruct((NUM_LAYERS, WIDTH, WIDTH), "float32")
+    batch = {"x": jax.ShapeDtypeStruct((8, length, WIDTH), "float32")}
+    plan = derive(loss, params, batch, MeshSpec(data=1))
+    program = gradient_program(loss, params, batch)
+    use = count_memory(program, place(program, plan.mesh, plan.leaves), plan)
+    held = sorted((t.dtype, t.num_bytes) for t in use.tensors if t.shape == (8, length, length))
+    size = 8 * length * length
+    assert ("float32", 4 * size) in held
+    assert ("bfloat16", 2 * size) in held

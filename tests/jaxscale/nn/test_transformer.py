@@ -175,6 +175,24 @@ def test_remat_changes_no_gradient():
     assert "checkpoint" in str(program) or "remat" in str(program)
 
 
+def test_remat_but_for_matmuls_keeps_their_results_and_no_scores():
+    params = random_params(DECODER)
+    everything, matmuls = (value_and_gradient(DECODER, params, *batch(), remat=remat) for remat in (True, "matmuls"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), everything, matmuls)
+
+    def num_dots(remat):
+        def loss(params):
+            return functional.apply(DECODER, params, *batch(), remat=remat).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+
+    # The backward pass computes again: nothing; the scores and what they mix; these and the projections of a layer,
+    # its last one excepted, which nothing in the layer's own backward pass reads.
+    num_projections = 7 if DECODER.gated else 6
+    assert num_dots("matmuls") - num_dots(False) == 2
+    assert num_dots(True) - num_dots("matmuls") == num_projections - 1
+
+
 @BOTH_LAYOUTS
 def test_layers_are_scanned_so_the_program_does_not_grow_with_depth(config):
     tokens, mask = batch()

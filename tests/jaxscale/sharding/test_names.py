@@ -1,5 +1,8 @@
 """plan(pi(params)) = pi(plan(params)): names, the order of a tree, of operands and of equations play no part."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +10,16 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.specs import spec_text
 from launch.recipes import all_recipes
+from tests.jaxscale.sharding import program_variations
 from tests.jaxscale.sharding import transformers as t
 
-LIMITS = Limits(small_leaf_bytes=0, max_flops_ratio=99)
+# What is refused is another test's.
+LIMITS = Limits(small_leaf_bytes=0, max_flops_ratio=99, replicated_leaf_bytes=2**40)
 MESH = MeshSpec(data=2, fsdp=2, tensor=2)
 
 
@@ -155,28 +159,102 @@ def test_state_of_any_optimizer_is_split_as_its_parameter(optimizer):
     }
 
 
-def planned_steps():
-    """The steps of all recipes that can be planned as they stand."""
-    for name, recipe in sorted(all_recipes().items()):
-        job = recipe()
-        if hasattr(job, "planned_step"):
-            yield pytest.param(job, id=name)
+RECIPES = sorted(name for name, recipe in all_recipes().items() if hasattr(recipe(), "planned_step"))
+WITH_EXPERTS = ("mixtral_8x7b",)
+RECIPE_CASES = [(name, MeshSpec.parse(text)) for name in RECIPES for text in ("data=2,fsdp=2,tensor=2", "tensor=8")]
+RECIPE_CASES += [(name, MeshSpec(expert=4, tensor=2)) for name in WITH_EXPERTS]
+each_recipe = pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        # Heads that `tensor` does not divide, and parts of an axis, take as long as all else.
+        pytest.param(*case, id="-".join(map(str, case)), marks=[pytest.mark.slow] if case[1].tensor == 8 else [])
+        for case in RECIPE_CASES
+    ],
+)
 
 
-@pytest.mark.parametrize("job", list(planned_steps()))
-def test_names_play_no_part_in_the_plan_of_any_recipe(job):
-    try:
-        step = job.planned_step()
-    except UsageError as error:
-        pytest.skip(f"the recipe needs a flag: {error}")
+@functools.cache
+def step_of(name):
+    """A recipe's training step; a recipe that starts from a model folder gets an encoder instead."""
+    job = all_recipes()[name]()
+    if getattr(job, "towers", None) is not None and job.towers.transformer is None:
+        encoder = all_recipes()["two_tower_bert_base"]().towers.transformer
+        job = dataclasses.replace(job, towers=dataclasses.replace(job.towers, init_from="", transformer=encoder))
+    return job.planned_step()
+
+
+@functools.cache
+def plan_of_recipe(name, mesh):
+    step = step_of(name)
+    return derive(step.loss, step.params, step.batch, mesh, optimizer=step.optimizer, limits=LIMITS)
+
+
+@each_recipe
+def test_names_play_no_part_in_the_plan_of_any_recipe(name, mesh):
+    step = step_of(name)
+    plain = plan_of_recipe(name, mesh)
     leaves, structure = jax.tree.flatten(step.params)
-    plain, _ = specs(step.loss, step.params, step.batch)
     names = [f"{i:03d}" for i in np.random.default_rng(0).permutation(len(leaves))]
 
     def renamed(params, batch):
         return step.loss(jax.tree.unflatten(structure, [params[name] for name in names]), batch)
 
-    got, _ = specs(renamed, dict(zip(names, leaves, strict=True)), step.batch)
-    by_path = {leaf.path: leaf.spec for leaf in got}
-    assert [by_path[name] for name in names] == [leaf.spec for leaf in plain]
-    assert any(axes for leaf in plain for axes in leaf.spec)
+    tree = dict(zip(names, leaves, strict=True))
+    got = derive(renamed, tree, step.batch, mesh, optimizer=step.optimizer, limits=LIMITS)
+    by_path = {leaf.path: leaf for leaf in got.leaves if leaf.role == "parameter"}
+    parameters = [leaf for leaf in plain.leaves if leaf.role == "parameter"]
+    assert [by_path[name].spec for name in names] == [leaf.spec for leaf in parameters]
+    assert [by_path[name].layout for name in names] == [leaf.layout for leaf in parameters]
+    assert [(a.address, a.spec) for a in got.activations] == [(a.address, a.spec) for a in plain.activations]
+    assert sorted(specs_of(got, "optimizer")) == sorted(specs_of(plain, "optimizer"))
+    assert any(axes for leaf in parameters for axes in leaf.spec)
+
+
+def specs_of(plan, role):
+    return [(leaf.shape, leaf.spec) for leaf in plan.leaves if leaf.role == role]
+
+
+VARIATIONS = {
+    "swapped": program_variations.swapped,
+    "einsums": program_variations.as_einsums,
+    "reordered": functools.partial(program_variations.reordered, seed=0),
+    "reordered again": functools.partial(program_variations.reordered, seed=1),
+}
+SEEN_ALWAYS = ("swapped", "einsums", "reordered")
+
+
+def check_variation(variation, loss, params, batch, mesh, plain):
+    plan = derive(VARIATIONS[variation](loss, params, batch), params, batch, mesh, limits=LIMITS)
+    expected = {(leaf.role, leaf.path): (leaf.spec, leaf.layout) for leaf in plain.leaves if leaf.role != "optimizer"}
+    assert {(leaf.role, leaf.path): (leaf.spec, leaf.layout) for leaf in plan.leaves} == expected
+    if variation.startswith("reordered"):
+        pinned = [sorted((a.shape, a.spec, a.rule) for a in one.activations) for one in (plan, plain)]
+        assert pinned[0] == pinned[1]
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+@pytest.mark.parametrize("name", COMPUTATIONS)
+@pytest.mark.parametrize("text", ["data=2,fsdp=2,tensor=2", "expert=2,tensor=4"])
+def test_how_a_computation_is_written_plays_no_part(name, variation, text):
+    loss, params, batch = COMPUTATIONS[name]()
+    plain = specs(loss, params, batch, MeshSpec.parse(text))[1]
+    check_variation(variation, loss, params, batch, MeshSpec.parse(text), plain)
+
+
+@pytest.mark.parametrize("variation", [*SEEN_ALWAYS, pytest.param("reordered again", marks=pytest.mark.slow)])
+@each_recipe
+def test_how_a_recipe_is_written_plays_no_part(name, mesh, variation):
+    step = step_of(name)
+    check_variation(variation, step.loss, step.params, step.batch, mesh, plan_of_recipe(name, mesh))
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_the_variations_compute_the_same_from_other_programs(variation):
+    draw = np.random.default_rng(0)
+    shapes = {"q": (16, 24), "k": (16, 24), "v": (16, 24), "o": (24, 16)}
+    params = {name: jnp.asarray(draw.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(draw.normal(size=(8, 5, 16)), jnp.float32)
+    varied = VARIATIONS[variation](plain_attention, params, x)
+    np.testing.assert_allclose(varied(params, x), plain_attention(params, x), rtol=1e-4, atol=1e-4)
+    programs = [str(jax.make_jaxpr(function)(params, x)) for function in (varied, plain_attention)]
+    assert programs[0] != programs[1]

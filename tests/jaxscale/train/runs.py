@@ -13,7 +13,7 @@ from jaxscale.train.step import make_step
 def placed(objective, identity, mesh_text):
     """The placement of a run on as many emulated devices as the mesh has."""
     spec = MeshSpec.parse(mesh_text)
-    return place(objective, identity, objective.batch(0), make_mesh(spec, jax.devices()[: spec.num_devices]))
+    return place(objective, identity, make_mesh(spec, jax.devices()[: spec.num_devices]))
 
 
 def losses(objective, identity, mesh_text, num_steps):
@@ -21,10 +21,13 @@ def losses(objective, identity, mesh_text, num_steps):
     placement = placed(objective, identity, mesh_text)
     key = named_key(identity.seed, "params")
     state = place_new_state(
-        lambda: objective.init_params(key), identity.optimizer.transformation(), placement.state_shardings
+        lambda: objective.init_params(key),
+        identity.optimizer.transformation(),
+        placement.state_shardings,
+        placement.layouts,
     )
     programs = StepPrograms(
-        make_step(placement.pin(objective.loss), identity),
+        make_step(placement.loss, identity),
         state_shardings=placement.state_shardings,
         batch_shardings=placement.batch_shardings,
         metrics_sharding=placement.metrics_sharding,

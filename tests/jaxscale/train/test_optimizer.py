@@ -1,5 +1,6 @@
 """Schedules against formulas written out here, AdamW against its paper's algorithm, and the checks of their fields."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -57,6 +58,18 @@ def test_adamw_is_the_papers_algorithm():
         corrected = (first / (1 - 0.8 ** (step + 1))) / (np.sqrt(second / (1 - 0.95 ** (step + 1))) + 1e-6)
         params = params - expected_rate("linear", step, 0.1, 0.0, 2, 9) * (corrected + 0.1 * params)
     np.testing.assert_allclose(ours["w"], params, rtol=2e-5)
+
+
+def test_a_first_moment_in_bfloat16_is_the_rounded_one():
+    config = AdamWConfig(schedule=ScheduleConfig(kind="constant"), first_moment_dtype="bfloat16")
+    params, grads = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.3, -0.7])}
+    exact, rounded = (
+        dataclasses.replace(config, first_moment_dtype=dtype).transformation() for dtype in ("float32", "bfloat16")
+    )
+    (_, exact_state), (_, rounded_state) = (tx.update(grads, tx.init(params), params) for tx in (exact, rounded))
+    assert rounded_state[0].mu["w"].dtype == jnp.bfloat16
+    assert rounded_state[0].nu["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(rounded_state[0].mu["w"], exact_state[0].mu["w"].astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(

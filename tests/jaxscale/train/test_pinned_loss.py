@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec
 from jaxscale.nn import functional
 from jaxscale.nn.families import decoder_config
+from jaxscale.observe.compiles import CompileCounter
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+from jaxscale.train.planned_step import derive_step
 from jaxscale.train.randomness import named_key
 from tests.jaxscale.train import runs
 
@@ -56,6 +59,12 @@ class RandomTokens:
     def loss(self, params, batch, key):
         return JOB.loss(params, batch, key), {"mean_token": jnp.mean(batch["tokens"].astype(jnp.float32))}
 
+    def batch_shapes(self):
+        return [
+            {name: jax.ShapeDtypeStruct((BATCH_SIZE, length), np.int32) for name in ("tokens", "targets")}
+            for length in dict.fromkeys(self.lengths)
+        ]
+
     def batch(self, step):
         dims = (BATCH_SIZE, self.lengths[step])
         rng = np.random.default_rng(step)
@@ -86,7 +95,7 @@ def program(mesh, length, grad_accum=1):
     placement = runs.placed(objective, identity, mesh)
     batch = {name: leaf[: BATCH_SIZE // grad_accum] for name, leaf in objective.batch(1).items()}
     arguments = placement.state["params"], batch, named_key(0, "loss")
-    pinned, plain = (jax.make_jaxpr(f)(*arguments) for f in (placement.pin(objective.loss), objective.loss))
+    pinned, plain = (jax.make_jaxpr(f)(*arguments) for f in (placement.loss, objective.loss))
     return placement, str(pinned), str(plain)
 
 
@@ -97,6 +106,14 @@ def test_every_activation_of_the_plan_is_pinned_in_the_program_at_hand(mesh, len
     assert placement.plan.activations
     assert pinned.count("sharding_constraint") == len(placement.plan.activations)
     assert "sharding_constraint" not in plain
+
+
+@pytest.mark.parametrize("mesh", SPLIT_MESHES)
+def test_what_is_explained_is_where_training_has_its_arrays(mesh):
+    identity = training(grad_accum=2)
+    explained = derive_step(dataclasses.replace(JOB, training=identity).planned_step(), MeshSpec.parse(mesh))
+    trained = runs.placed(RandomTokens(), identity, mesh).plan
+    assert explained.leaves == tuple(leaf for leaf in trained.leaves if leaf.path != "(key)")
 
 
 def test_on_one_device_the_program_is_the_objectives():
@@ -113,8 +130,14 @@ def test_positions_are_split_over_sequence_and_examples_over_the_batchs_axes():
     np.testing.assert_array_equal(tokens, objective.batch(0)["tokens"])
 
 
-def test_a_length_that_does_not_divide_is_refused_by_name():
-    objective = RandomTokens((8, 7))
-    placement = runs.placed(objective, training(), "fsdp=2,sequence=2,tensor=2")
-    with pytest.raises(UsageError, match=r"batch leaf 'tokens' of shape \(8, 7\) does not divide .*sequence=2"):
-        placement.put_batch(objective.batch(1))
+def test_a_bucket_that_does_not_divide_is_refused_before_anything_compiles():
+    refused = r"a microbatch of targets \[4 7\] int32, .*: batch \w+ \(4, 7\): dim 1 \(7\) is split over sequence=2"
+    with CompileCounter() as counter, pytest.raises(UsageError, match=refused):
+        runs.placed(RandomTokens((8, 7)), training(grad_accum=2), "fsdp=2,sequence=2,tensor=2")
+    assert counter.num_programs == 0
+
+
+def test_a_batch_of_shapes_that_were_not_named_is_refused():
+    placement = runs.placed(RandomTokens((8,)), training(), "data=1")
+    with pytest.raises(UsageError, match=r"tokens \[8 4\] int32 is not among .* \[8 8\]"):
+        placement.put_batch(RandomTokens((4,)).batch(0))

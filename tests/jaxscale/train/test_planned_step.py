@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from jaxscale.train.planned_step import PlannedStep
+from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec
+from jaxscale.train.planned_step import PlannedStep, derive_step
 
 BATCH = {"x": np.arange(24, dtype=np.float32).reshape(8, 3)}
 
@@ -24,6 +27,17 @@ def planned(grad_accum):
         num_tokens=8,
         grad_accum=grad_accum,
     )
+
+
+def test_the_plan_is_of_a_microbatch():
+    plan = derive_step(planned(4), MeshSpec(data=2))
+    assert [leaf.shape for leaf in plan.leaves if leaf.role == "batch"] == [(2, 3)]
+    assert planned(4).microbatch == {"x": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_of_the_whole():
+    with pytest.raises(UsageError, match=r"global_batch_size=8 must be divisible by data\*grad_accum=16; use 16"):
+        derive_step(planned(4), MeshSpec(data=4))
 
 
 def test_one_microbatch_is_the_gradient_of_the_loss():

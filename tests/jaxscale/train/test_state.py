@@ -54,7 +54,7 @@ def test_given_parameters_survive_the_donation_of_the_state():
     shapes = jax.eval_shape(lambda: {"params": given, "opt_state": optimizer.init(given)})
     counters = {name: jax.ShapeDtypeStruct((), jnp.int32) for name in ("step", "num_skipped", "num_skipped_in_a_row")}
     shardings = jax.tree.map(lambda _: replicated(mesh), {**shapes, **counters})
-    state = place_params(given, optimizer, shardings)
+    state = place_params(given, optimizer, shardings, {})
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0)
     jax.block_until_ready(overwrite(state))
     assert (given["w"] == 1).all()

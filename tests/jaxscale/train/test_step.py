@@ -53,14 +53,15 @@ def test_every_microbatch_has_its_own_key_and_examples():
 def run_steps(job, mesh, num_steps):
     """The state and the metrics after each step."""
     objective = job.objective()
-    placement = place(objective, job.training, objective.batch(0), mesh)
+    placement = place(objective, job.training, mesh)
     key = named_key(job.training.seed, "params")
     state = place_new_state(
-        lambda: objective.init_params(key), job.training.optimizer.transformation(), placement.state_shardings
+        lambda: objective.init_params(key),
+        job.training.optimizer.transformation(),
+        placement.state_shardings,
+        placement.layouts,
     )
-    step = jax.jit(
-        make_step(placement.pin(objective.loss), job.training), out_shardings=(placement.state_shardings, None)
-    )
+    step = jax.jit(make_step(placement.loss, job.training), out_shardings=(placement.state_shardings, None))
     states, rows = [], []
     for number in range(num_steps):
         state, metrics = step(state, placement.put_batch(objective.batch(number)))

@@ -70,6 +70,17 @@ class TinyObjective:
         scale = np.full(self.global_batch_size, np.nan if bad else 1.0, np.float32)
         return {"x": x, "y": x @ TARGET, "scale": scale}
 
+    def batch_shapes(self):
+        lengths, size = range(2, 2 + self.num_buckets), self.global_batch_size
+        return [
+            {
+                "x": jax.ShapeDtypeStruct((size, length, 4), np.float32),
+                "y": jax.ShapeDtypeStruct((size, length), np.float32),
+                "scale": jax.ShapeDtypeStruct((size,), np.float32),
+            }
+            for length in lengths
+        ]
+
     def evaluate(self, params, mesh):
         time.sleep(self.faults.evaluate_s)
         x = np.random.default_rng(99).normal(size=(64, 4)).astype(np.float32)

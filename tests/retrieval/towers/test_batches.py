@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -59,6 +60,10 @@ def test_every_pair_is_seen_once_an_epoch(folder):
 def test_shapes_come_from_the_buckets(folder):
     job = tiny_job(folder, data={"query_buckets": (4, 6, 12), "document_buckets": (8, 16, 32)})
     objective = job.objective()
+    named = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) for shapes in objective.batch_shapes()]
+    made = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), objective.batch(step)) for step in range(20)]
+    assert len(named) == 3 * 3
+    assert all(shapes in named for shapes in made)
     shapes = {objective.batch(step)["query_tokens"].shape[1] for step in range(20)}
     assert shapes <= {4, 6, 12}
     assert {objective.batch(step)["document_tokens"].shape[2] for step in range(20)} <= {8, 16, 32}

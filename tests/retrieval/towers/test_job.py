@@ -10,8 +10,10 @@ import pytest
 
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
-from jaxscale.mesh import MeshSpec
+from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.families import bert_config
+from jaxscale.train.placement import place
+from jaxscale.train.planned_step import derive_step
 from retrieval.towers.job import DualTowerJob
 from tests.retrieval.towers.small_pairs import tiny_job, write_pairs
 from tests.retrieval.towers.test_loading import write_model, write_retriever
@@ -78,6 +80,24 @@ def test_the_planned_step_is_that_of_the_training_and_reads_no_data(folder, tmp_
     theirs = jax.make_jaxpr(lambda params, batch: objective.loss(params, batch, key)[0])(step.params, step.batch)
     # Ours makes its key out of the seed first.
     assert [e.primitive for e in ours.eqns][-len(theirs.eqns) :] == [e.primitive for e in theirs.eqns]
+
+
+def test_what_is_explained_is_where_training_has_its_arrays(folder):
+    job, mesh = tiny_job(folder, training={"grad_accum": 2}), MeshSpec(data=2, fsdp=2, tensor=2)
+    explained, trained = (
+        derive_step(job.planned_step(), mesh),
+        place(job.objective(), job.training, make_mesh(mesh)).plan,
+    )
+
+    def places(plan):
+        return {(leaf.role, leaf.path): (leaf.spec, leaf.layout, leaf.rules) for leaf in plan.leaves}
+
+    assert places(explained) == {leaf: place for leaf, place in places(trained).items() if leaf[1] != "(key)"}
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_data_is_read(tmp_path):
+    with pytest.raises(UsageError, match="global_batch_size=16 must be divisible by data=3; use 15 or 18"):
+        tiny_job(tmp_path / "nowhere").check(MeshSpec(data=3))
 
 
 def test_a_step_is_planned_with_the_model_to_start_from(folder, tmp_path):

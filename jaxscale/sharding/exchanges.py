@@ -1,0 +1,72 @@
+"""Tokens on their way to the experts and back, by matmuls with a one-hot: in parts, where the copies would cost much.
+
+Every device of `tensor` has the tokens whole and a part of every expert, so each of them sends the tokens for itself.
+That moves nothing, and is the work of one device done by all. In proportion to the experts' own it grows with the size
+of a group. Above the limit the tokens are sent in parts of their width: what experts read is then gathered, what they
+make is added up and scattered, and what comes back is gathered.
+"""
+
+from collections.abc import Mapping
+
+from jaxscale.mesh import MeshSpec, axis_of
+from jaxscale.sharding.experts import expert_factors
+from jaxscale.sharding.graph import Contraction, Graph
+from jaxscale.sharding.limits import Limits
+from jaxscale.sharding.splits import Splits
+from jaxscale.sharding.work import work_of
+
+# By the position of a contraction: what it is computed over that the same factors elsewhere are not.
+Exchanges = Mapping[int, Splits]
+
+
+def exchanges_of(graph: Graph, mesh: MeshSpec, splits: Splits, limits: Limits) -> Exchanges:
+    """The contractions that send tokens to experts or back in parts; none where whole ones repeat little work.
+
+    Args:
+      graph: the computation.
+      mesh: with every size resolved.
+      splits: what its factors are computed over.
+      limits: how much work may be repeated.
+    """
+    experts = expert_factors(graph)
+    if mesh.tensor == 1 or not experts:
+        return {}
+    widths = _widths(graph, experts, splits)
+    found = {
+        i: local
+        for i, c in enumerate(graph.contractions)
+        if (local := _in_parts(graph, mesh, c, experts, widths, splits))
+    }
+    work = work_of(graph, mesh, splits)
+    total = sum(one.num_flops for one in work)
+    repeated = sum(one.num_flops * (one.num_copies - 1) for one in work if one.contraction in found)
+    return found if repeated > (limits.max_flops_ratio - 1) * total else {}
+
+
+def is_of_experts(c: Contraction, experts: frozenset[int]) -> bool:
+    """Whether a contraction is each expert's own matmul with its parameters."""
+    return c.is_of_parameters and not experts.isdisjoint(c.batch)
+
+
+def _widths(graph: Graph, experts: frozenset[int], splits: Splits) -> frozenset[int]:
+    """What experts read and make of every token, which no device has a part of."""
+    found: set[int] = set()
+    for c in graph.contractions:
+        if is_of_experts(c, experts):
+            parameter = c.right if c.left.is_data else c.left
+            found.update((*c.contracted, *parameter.free))
+    return frozenset(factor for factor in found if not _is_split(factor, splits))
+
+
+def _in_parts(
+    graph: Graph, mesh: MeshSpec, c: Contraction, experts: frozenset[int], widths: frozenset[int], splits: Splits
+) -> dict[int, tuple[str, ...]]:
+    sends = c.left.is_data and c.right.is_data and not experts.isdisjoint(c.factors)
+    if not sends or any(_is_split(factor, splits) for factor in c.factors):
+        return {}
+    free = [f for f in (*c.left.free, *c.right.free) if f in widths and graph.sizes[f] % mesh.tensor == 0]
+    return {free[0]: ("tensor",)} if free else {}
+
+
+def _is_split(factor: int, splits: Splits) -> bool:
+    return any(axis_of(axis) == "tensor" for axis in splits.get(factor, ()))
