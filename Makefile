@@ -3,16 +3,21 @@
 #   make demo        the whole story on this machine, then a report        (under 6 minutes, installing included)
 #   make test        the tests, few kills and few flips                    (under 8 minutes on 2 cores)
 #   make test-full   everything, counts at full size                       (under 40 minutes on 2 cores)
+#   make test-aot    the tests that compile TPU programs, with no TPU      (installs libtpu, 137 MB)
 #   make check       format, lint, types, import order, doctests
 #   make bench       the benchmarks beside their peers (a second virtual environment)
+#   make bench-plans plans beside specs by hand, predictions beside compiled TPU programs (installs libtpu)
 #   make lock        new locks from pyproject.toml
 
 PYTHON ?= python3
 PYTAG  := $(shell $(PYTHON) -c 'import sys; print(f"py{sys.version_info[0]}{sys.version_info[1]}")')
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+LIBTPU := .libtpu-$(PYTAG)
+# libtpu stays out of the environment: jax would look for a TPU at every start.
+AOT    := PYTHONPATH=$(LIBTPU) JAX_PLATFORMS=cpu $(BIN)/python
 
-.PHONY: demo test test-full check bench lock clean
+.PHONY: demo test test-full test-aot check bench bench-plans lock clean
 
 demo: $(VENV)/.base-$(PYTAG)
 	rm -rf demo-out
@@ -24,6 +29,9 @@ test: $(VENV)/.dev-$(PYTAG)
 test-full: $(VENV)/.dev-$(PYTAG)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-aot: $(VENV)/.dev-$(PYTAG) $(LIBTPU)/.done
+	$(AOT) -m pytest -m aot $(PYTEST_ARGS)
+
 check: $(VENV)/.dev-$(PYTAG)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -34,6 +42,12 @@ check: $(VENV)/.dev-$(PYTAG)
 bench: $(VENV)/.dev-$(PYTAG) .venv-peers/.done
 	$(BIN)/python benchmarks/store.py --out benchmarks/results/store.jsonl
 	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python --out benchmarks/results/encode.jsonl
+
+bench-plans: $(VENV)/.dev-$(PYTAG) $(LIBTPU)/.done
+	$(AOT) -m benchmarks.collectives --out benchmarks/results/collectives.jsonl --markdown docs/benchmarks/collectives.md
+	$(AOT) -m benchmarks.plan_accuracy
+	$(AOT) -m benchmarks.plan_accuracy --page docs/benchmarks/plan-accuracy.md
+	$(AOT) -m benchmarks.tune_rank
 
 # A stamp carries the Python version, so that another interpreter makes the environment anew.
 $(VENV)/.made-$(PYTAG):
@@ -51,6 +65,10 @@ $(VENV)/.dev-$(PYTAG): locks/dev-$(PYTAG).txt $(VENV)/.base-$(PYTAG)
 	$(PIP) --require-hashes -r locks/dev-$(PYTAG).txt
 	touch $@
 
+$(LIBTPU)/.done: locks/tpu.txt $(VENV)/.made-$(PYTAG)
+	$(PIP) --require-hashes --no-deps --target $(LIBTPU) --upgrade -r locks/tpu.txt
+	touch $@
+
 .venv-peers/.done: locks/peers.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r locks/peers.txt
@@ -66,4 +84,4 @@ lock:
 	done
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info demo-out
+	rm -rf .venv .venv-* .libtpu-* build dist *.egg-info demo-out

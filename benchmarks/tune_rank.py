@@ -1,6 +1,6 @@
 """Whether the cost model ranks plans as the compiler does: predicted and compiled bytes and memory of 12 plans.
 
-Command: python benchmarks/tune_rank.py --out benchmarks/results/tune_rank.jsonl
+Command: python -m benchmarks.tune_rank --out benchmarks/results/tune_rank.jsonl
 
 One JSON row for each plan of Llama 2 7B at its full depth on v5e:16x16 (`benchmarks/expert_plans.py`), and one for each
 Kendall tau over them (tau-b; 1 is the same order, 0 no relation). The compiler is stopped when its program is complete:
