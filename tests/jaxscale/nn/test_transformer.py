@@ -57,7 +57,9 @@ CONFIGS = {
 }
 
 
-BOTH_LAYOUTS = pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])
+BOTH_LAYOUTS = pytest.mark.parametrize(
+    "config", [pytest.param(ENCODER, id="encoder", marks=pytest.mark.slow), pytest.param(DECODER, id="decoder")]
+)
 
 
 @pytest.fixture(params=list(CONFIGS))

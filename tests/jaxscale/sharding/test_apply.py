@@ -126,7 +126,11 @@ def budget(mesh: MeshSpec, num_bytes: int) -> Budget:
 
 @pytest.mark.parametrize(
     ("mesh", "project"),
-    [("data=2,tensor=4", by_split), ("data=2,tensor=4", by_index), ("fsdp=2,tensor=4", by_split)],
+    [
+        ("data=2,tensor=4", by_split),
+        ("data=2,tensor=4", by_index),
+        pytest.param("fsdp=2,tensor=4", by_split, marks=pytest.mark.slow),
+    ],
 )
 def test_a_fused_block_computes_the_same_and_only_sums_move(mesh: str, project: Callable[..., list[jax.Array]]) -> None:
     loss, params, spec = loss_of(project), params_of(FUSED | REST), MeshSpec.parse(mesh)

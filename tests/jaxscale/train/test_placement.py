@@ -61,6 +61,7 @@ def test_kernel_bias_and_moments_are_stored_with_their_parts_dealt_out():
     ]
 
 
+@pytest.mark.slow
 def test_training_on_stored_layouts_is_that_of_one_device(alone, split):
     (out, objective, _), (split_out, split_objective, _) = alone, split
     np.testing.assert_allclose(losses(split_out), losses(out), rtol=1e-5)
@@ -69,6 +70,7 @@ def test_training_on_stored_layouts_is_that_of_one_device(alone, split):
     close(split_objective.evaluated, objective.evaluated)
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_what_was_evaluated_best(split):
     out, objective, result = split
     assert result.best.step == 0
@@ -77,6 +79,7 @@ def test_what_is_exported_is_what_was_evaluated_best(split):
     equal((objective.exported[0], best), (objective.evaluated[0],) * 2)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_in_the_logical_order(alone, split):
     (out, *_), (split_out, *_) = alone, split
     states = [Checkpoints(folder / "checkpoints").restore(NUM_STEPS, None)[0] for folder in (split_out, out)]

@@ -71,6 +71,7 @@ def test_the_objectives_gradient_on_a_mesh_equals_that_on_one_device(folder):
         assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected) + 1e-9
 
 
+@pytest.mark.slow
 def test_losses_with_pinned_activations_are_those_of_one_device(folder):
     training = {"num_steps": 3, "compute_dtype": "float32"}
     job = tiny_job(folder, contrastive={"learn_temperature": True, "symmetric": True}, training=training)
