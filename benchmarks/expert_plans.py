@@ -9,7 +9,7 @@ https://arxiv.org/abs/2104.04473; Zhao et al. 2023 (PyTorch FSDP, hybrid shardin
 Austin et al. 2025, How to Scale Your Model, section 5, https://jax-ml.github.io/scaling-book/training/
 """
 
-from jaxscale.cost.tune import Settings
+from jaxscale.cost.tune_candidates import Settings
 from jaxscale.mesh import MeshSpec
 
 RECIPE, TOPOLOGY = "llama2_7b", "v5e:16x16"

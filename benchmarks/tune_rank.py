@@ -19,7 +19,8 @@ from scipy.stats import kendalltau
 from benchmarks.expert_plans import EXPERT_PLANS, OTHER_PLANS, RECIPE, TOPOLOGY, Plan
 from jaxscale import typed_json
 from jaxscale.cost.chips import Topology
-from jaxscale.cost.tune import Tuner, step_time
+from jaxscale.cost.tune import Tuner
+from jaxscale.cost.tune_candidates import step_time
 from launch import recipes
 from launch.compile_recipe import CompileRequest, compile_recipe
 from launch.plan_report import PlanReport

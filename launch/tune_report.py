@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxscale import typed_json
-from jaxscale.cost.tune import Candidate, Search, step_time
+from jaxscale.cost.tune_candidates import Candidate, Search, step_time
 from jaxscale.sharding.plan import render_table
 from launch.plan_report import PlanReport
 

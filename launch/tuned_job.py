@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jaxscale.cost.tune import Settings, Space
+from jaxscale.cost.tune_candidates import Settings, Space
 from jaxscale.mesh import AXES
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.sequence_to_sequence import SequenceToSequenceJob

@@ -10,7 +10,8 @@ import tyro
 
 from jaxscale import typed_json
 from jaxscale.cost.chips import Topology
-from jaxscale.cost.tune import Candidate, Tuner
+from jaxscale.cost.tune import Tuner
+from jaxscale.cost.tune_candidates import Candidate
 from jaxscale.errors import DoesNotFitError, UsageError
 from launch.compile_recipe import CompileRequest, compile_recipe
 from launch.plan_report import PlanReport

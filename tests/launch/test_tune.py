@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxscale.cost.compiled import CompiledMemory, CompiledStep, OutOfMemory
-from jaxscale.cost.tune import Settings
+from jaxscale.cost.tune_candidates import Settings
 from jaxscale.nn.config import ExpertsConfig
 from launch import cli, recipes
 from launch.compile_recipe import CompiledRecipe

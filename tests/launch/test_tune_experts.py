@@ -7,7 +7,8 @@ import pytest
 from benchmarks.expert_plans import EXPERT_PLANS, RECIPE, TOPOLOGY
 from jaxscale import typed_json
 from jaxscale.cost.chips import Topology
-from jaxscale.cost.tune import Tuner, step_time
+from jaxscale.cost.tune import Tuner
+from jaxscale.cost.tune_candidates import step_time
 from launch import recipes
 from launch.compile_recipe import CompileRequest, compile_recipe
 from launch.plan_report import PlanReport

@@ -15,7 +15,8 @@ from jaxscale.cost.chips import CHIPS, Topology
 from jaxscale.cost.estimate import estimate_step, trace_programs
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.cost.roofline import StepBound
-from jaxscale.cost.tune import Settings, Space, Tuner, step_time
+from jaxscale.cost.tune import Tuner
+from jaxscale.cost.tune_candidates import Settings, Space, step_time
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.derive import derive
