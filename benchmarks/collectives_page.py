@@ -28,10 +28,6 @@ Recipes have their own width and two layers. All steps are float32, of 32 exampl
 
 Where specs by hand move less:
 
-* *grouped_heads*: the plan splits 2 key-value heads over a part of `tensor`, and their backward pass adds up the
-  residual stream over that part by itself. By hand the heads are whole on every device: fewer bytes, but each device
-  computes all keys and values. Kernels kept with the heads' width over the rest of the axis, and results left to XLA,
-  moved 101.6 MiB at tensor=4 and 198.3 at tensor=8.
 * *bare_experts*: the plan adds up what experts make before it is combined. By hand it is scattered over its width and
   gathered once combined. The same for Mixtral moved more, 9,171.7 MiB on v5e:4x4.
 * *gpt2*: the plan splits the table of positions over `tensor` as it does that of tokens, and adds up its rows.

@@ -49,6 +49,10 @@ _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 # Verbs whose first argument names a recipe, which gives the flags their defaults.
 RECIPE_VERBS = frozenset({"train", "explain", "plan", "tune"})
 
+# Verbs that read what the compiler warns of; the others show its errors only.
+_LISTENING_VERBS = frozenset({"train"})
+_WARNINGS, _ERRORS = "1", "2"
+
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
 _ENCODING_VERBS = frozenset({"embed", "demo"})
 
@@ -214,7 +218,9 @@ def _prepare_process(verb: str, flags: GlobalFlags) -> None:
     """Sets what must be set before jax, faiss and their threads exist."""
     # Spinning OpenMP threads slow every other thread of the process down 3 to 6 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _WARNINGS if verb in _LISTENING_VERBS else _ERRORS)
+    if verb in _LISTENING_VERBS:
+        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", _WARNINGS)
     if verb in _ENCODING_VERBS and "jax" not in sys.modules:
         flags_before = os.environ.get("XLA_FLAGS", "")
         if "xla_cpu_multi_thread_eigen" not in flags_before:

@@ -20,13 +20,13 @@ from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.sharding.apply import apply_plan
+from jaxscale.sharding.rematerialization import Rematerialization, rematerializations
 from jaxscale.train.planned_step import PlannableJob, derive_step
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
 from launch import recipes
 
 _ROOT = Path(__file__).resolve().parents[1]
-_REMATERIALIZED = "nvoluntary full rematerialization"
 _TAIL_CHARACTERS = 2000
 
 
@@ -59,11 +59,11 @@ class CompiledRecipe:
 
     Attributes:
       step: what the compiler made of it.
-      rematerialized: the compiler's words on every array that it copies whole to change its sharding.
+      rematerialized: every array that the program copies whole to change its sharding.
     """
 
     step: CompiledStep
-    rematerialized: tuple[str, ...]
+    rematerialized: tuple[Rematerialization, ...]
 
 
 def compile_recipe(request: CompileRequest) -> CompiledRecipe:
@@ -74,34 +74,35 @@ def compile_recipe(request: CompileRequest) -> CompiledRecipe:
       MachineError: the compiler failed or crashed; with the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="jaxscale-compile-") as folder:
-        asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
+        asked, answered, said = (Path(folder) / name for name in ("request.json", "answer.json", "said.txt"))
         asked.write_bytes(typed_json.canonical(request))
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.compile_recipe", str(asked), str(answered)],
-            env=_environment(request.topology),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        # A file, which the process can read itself, and which has the last words of a compiler that crashes.
+        with said.open("wb") as stderr:
+            done = subprocess.run(
+                [sys.executable, "-m", "launch.compile_recipe", *map(str, (asked, answered, said))],
+                env=_environment(request.topology),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                check=False,
+            )
         if not answered.exists():
             raise MachineError(
                 f"compiling {request.recipe} for {request.topology} ended with exit code {done.returncode}: "
-                f"...{done.stderr[-_TAIL_CHARACTERS:]}"
+                f"...{said.read_text(errors='replace')[-_TAIL_CHARACTERS:]}"
             )
         answer = json.loads(answered.read_text())
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])
-    lines = [line.strip() for line in done.stderr.splitlines() if _REMATERIALIZED in line]
-    return CompiledRecipe(
-        step=typed_json.decode(CompiledStep, answer["step"], "compiled step"),
-        rematerialized=tuple(dict.fromkeys(lines)),
-    )
+    made: CompiledRecipe = typed_json.decode(CompiledRecipe, answer["compiled"], "compiled recipe")
+    return made
 
 
-def compile_here(request: CompileRequest) -> CompiledStep:
+def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
     """Compiles in this process, which must have the emulated devices, or libtpu for described ones.
+
+    Args:
+      request: what to compile.
+      said: the file that the process writes its standard error to, where the compiler warns.
 
     Raises:
       UsageError: the recipe has no step to compile, the mesh does not suit it, or no such topology is known.
@@ -124,15 +125,20 @@ def compile_here(request: CompileRequest) -> CompiledStep:
         batch_shardings=plan.shardings(mesh, planned.microbatch),
         mesh=plan.device_mesh(mesh),
     )
-    return compile_step(lowered, mesh, spec.sizes, machine_code=request.machine_code)
+    step = compile_step(lowered, mesh, spec.sizes, machine_code=request.machine_code)
+    heard = said.read_text(errors="replace").splitlines()
+    return CompiledRecipe(step=step, rematerialized=rematerializations(heard, lowered))
 
 
 def main() -> None:
-    """Reads the request that the first argument names, writes the answer to where the second says, and exits."""
-    asked, answered = (Path(argument) for argument in sys.argv[1:])
+    """Reads the request that the first argument names, writes the answer to where the second says, and exits.
+
+    The third argument names the file that standard error goes to.
+    """
+    asked, answered, said = (Path(argument) for argument in sys.argv[1:])
     try:
         request = typed_json.decode(CompileRequest, json.loads(asked.read_text()), "request")
-        answer = {"step": typed_json.encode(compile_here(request))}
+        answer = {"compiled": typed_json.encode(compile_here(request, said))}
     except JaxscaleError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     answered.write_text(json.dumps(answer))
@@ -149,6 +155,11 @@ def _job(request: CompileRequest) -> PlannableJob:
         raise UsageError(
             f"recipe {request.recipe!r} gives a {type(job).__name__}, which has no training step to compile"
         )
+    if not hasattr(job, "training"):
+        raise UsageError(
+            f"recipe {request.recipe!r} gives a {type(job).__name__} without a field `training`, which says how a step "
+            "updates its state; give it a TrainingIdentity, or predict only, with --no-compile"
+        )
     if request.num_layers is None:
         return cast(PlannableJob, job)
     if not hasattr(job, "transformer"):
@@ -162,7 +173,8 @@ def _job(request: CompileRequest) -> PlannableJob:
 def _environment(topology: str) -> dict[str, str]:
     """The environment for emulated devices or for a described TPU, with the compiler's warnings on."""
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    warnings = {"TF_CPP_MIN_LOG_LEVEL": "1", "TPU_STDERR_LOG_LEVEL": "1"}
+    environment = {**os.environ, **warnings, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     if topology.startswith("cpu:"):
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={topology.removeprefix('cpu:')}"
     return environment

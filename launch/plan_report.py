@@ -84,8 +84,8 @@ class PlanReport:
             lines += ["  a loop of unknown length is counted once: the compiled figures are too low"]
         lines += ["", "bound on a step's time", *_table(_bounds(estimate, self.compiled_bound)), ""]
         if self.compiled is not None and self.compiled.rematerialized:
-            lines += ["copied whole to change its sharding, the compiler says"]
-            lines += [f"  {line}" for line in self.compiled.rematerialized] + [""]
+            lines += ["the compiler finds no way from one sharding to another but a copy of the whole"]
+            lines += [f"  {array}" for array in self.compiled.rematerialized] + [""]
         lines += ["predictions take for granted", *(f"  {assumption}" for assumption in estimate.assumptions)]
         return "\n".join(lines)
 

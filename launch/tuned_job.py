@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 from jaxscale.cost.tune_candidates import Settings, Space
+from jaxscale.errors import UsageError
 from jaxscale.mesh import AXES
+from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.sequence_to_sequence import SequenceToSequenceJob
 
@@ -22,7 +24,16 @@ def space_of(job: Any) -> Space:
 
     Args:
       job: that a recipe returns.
+
+    Raises:
+      UsageError: the job has no field `training`, where its microbatches and its optimizer are chosen.
     """
+    if not isinstance(getattr(job, "training", None), TrainingIdentity):
+        raise UsageError(
+            f"{type(job).__name__} has no field `training` of type TrainingIdentity, where tune sets microbatches and "
+            "the optimizer's precision; give the job one and make its planned_step() of it, or compare meshes by "
+            "`jaxscale plan --no-compile`, which needs none"
+        )
     has_experts = getattr(getattr(job, "transformer", None), "experts", None) is not None
     return Space(
         axes=(*_MESH_AXES, "expert") if has_experts else _MESH_AXES,

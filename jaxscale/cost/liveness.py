@@ -3,16 +3,23 @@
 What lives when is read off the program in its order, every value divided as the plan splits it. Assumed of a compiler:
 
 * an operation on elements is fused with what reads it: its result is held only where a loop reads it, the program
-  returns it, or two others read it; cheap ones (a broadcast, a comparison) are repeated in every reader;
+  returns it, or two others read it; cheap ones (a broadcast, a comparison) are repeated in every reader, and work on
+  elements whose results have its shape reads it in one pass that writes them all;
 * inside a loop a narrower copy of a computed value that two others read is held, and the wider value is not: the
   weights of attention, which both of its later contractions read, are there in float32 and in bfloat16;
+* a matmul whose result is only read in a narrower type writes that type;
+* of two matmuls that read a cotangent the one for a weight's gradient runs first where that is to be scattered, so
+  that it is scattered meanwhile: the other's gathered weight is still there; one of data with data runs as late as it
+  can, so that what it reads is there until something reads its result;
 * a reduction runs as soon as it can, so that what only it reads is soon given up;
-* a result of such an operation takes the place of a value of its size that nothing needs any more;
+* a result of such an operation takes the place of a value of its size that nothing needs any more, but for a narrower
+  copy inside a loop;
 * a loop holds its inputs, its whole outputs, and the most that one pass through its body holds; what it carries is
   changed in place;
 * weights that a scan's body casts before all else are cast, all layers at once, before the scan;
 * weights that are stored over `fsdp` are whole while the operation that reads them runs, and so is a gradient until it
-  has been scattered.
+  has been scattered; what several matmuls of one program read is gathered once, and whole from the first to the last,
+  as the output's table is from the logits to their gradient.
 
 Padding to a device's tiles, fragmentation and the code itself are not counted.
 """
@@ -33,6 +40,7 @@ _HELD_NAMES = """argmax argmin concatenate conv_general_dilated cumlogsumexp cum
 dot_general dynamic_update_slice gather pallas_call ragged_dot ragged_dot_general random_bits reduce_max reduce_min
 reduce_prod reduce_sum rng_bit_generator scatter scatter-add scatter_add shard_map sort threefry2x32 top_k"""
 _REDUCTIONS = frozenset({"reduce_max", "reduce_min", "reduce_prod", "reduce_sum"})
+_UNSCATTERED = "gradient before it is scattered"
 _CHEAP, _HELD = frozenset(_CHEAP_NAMES.split()), frozenset(_HELD_NAMES.split())
 
 
@@ -90,7 +98,7 @@ def follow(program: Program, placement: Placement) -> Liveness:
     return Liveness(walk.worst(), Moment(tuple(walk.held_after(walk.end_of_forward))))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Op:
     """An equation in a flat program: no calls, each loop one operation."""
 
@@ -119,6 +127,8 @@ class _Schedule:
         # Numbers repeated: a compiler moves them into the loop that reads them.
         self._repeated = {node for op in self._ops if _is_repeated_number(op.equation) for node in op.writes}
         self._computed = {node for op in self._ops for node in op.writes}
+        # Matmuls that write a narrower type than they add up in, and the casts that say so.
+        self._rounded, self._rounding = self._find_rounded()
         self._last: dict[Key, int] = {}
         self._is_held: dict[Key, bool] = {}
         self._find_lifetimes()
@@ -130,14 +140,16 @@ class _Schedule:
         """The moment when most is held."""
         worst, most = Moment(), 0
         live: dict[Key, Held] = {}
+        gathered = self._gathered()
         for i, op in enumerate(self._ops):
+            inside = (*op.inside, *(held for first, last, held in gathered if first <= i <= last))
             made = {node: self._describe(op, node) for node in op.writes if self._is_held.get(node)}
             given_up = self._given_up(op, i, live, {value.num_bytes for value in made.values()})
             before = {k: v for k, v in live.items() if k not in given_up}
-            values = (*before.values(), *made.values(), *op.inside)
+            values = (*before.values(), *made.values(), *inside)
             total = sum(value.num_bytes for value in values)
             if total > most:
-                worst, most = Moment(self._marked({**before, **made}) + op.inside), total
+                worst, most = Moment(self._marked({**before, **made}) + inside), total
             live.update(made)
             live = {node: held for node, held in live.items() if self._last.get(node, -1) > i}
         return worst
@@ -164,7 +176,7 @@ class _Schedule:
             carried = op.equation.inputs[scan.num_consts : scan.num_consts + scan.num_carry]
             nodes = {self._name(op.path, variable) for variable in carried if not jaxprs.is_literal(variable)}
             return nodes.intersection(dying)
-        if op.is_loop or op.equation.name in _HELD:
+        if not self._works_on_elements(op) or self._is_narrowing(op):
             return set()
         return {node for node in dying if live[node].num_bytes in sizes}
 
@@ -190,32 +202,67 @@ class _Schedule:
         for i in reversed(range(end)):
             op = self._ops[i]
             until, anchors = i, {i}
-            if not (op.is_loop or op.equation.name in _HELD):
+            if self._is_fused(op):
                 found = set().union(*(readers.get(node, set()) for node in op.writes))
                 is_held = any(self._is_held.get(node) for node in op.writes)
                 is_cheap = op.equation.name in _CHEAP and not self._is_narrowing(op)
-                is_held = is_held or (len(found) > 1 and not is_cheap)
+                is_held = is_held or (len(found) > 1 and not is_cheap and not self._in_one_pass(op, found))
                 if not is_held:
                     until = max((self._last.get(node, i) for node in op.writes), default=i)
                     anchors = found
             else:
                 is_held = True
+                if self._meets_data(op):
+                    until = min(set().union(*(readers.get(node, set()) for node in op.writes)), default=i)
             for node in op.writes:
                 self._is_held[node] = self._is_held.get(node, False) or is_held
             for node in op.reads:
                 self._last[node] = max(self._last.get(node, -1), until)
-                # Two are as good as many.
-                readers[node] = set(sorted(readers.get(node, set()) | anchors)[:2])
+                readers[node] = readers.get(node, set()) | anchors
                 if op.is_loop and node not in self._repeated:
                     self._is_held[node] = True
 
+    def _meets_data(self, op: _Op) -> bool:
+        """Whether it is a matmul of data with data that makes no weight's gradient."""
+        if (
+            op.equation.name != "dot_general"
+            or self._placement.gradient_of(op.path, op.equation.outputs[0]) is not None
+        ):
+            return False
+        return all(self._placement.is_data(op.path, variable) for variable in op.equation.inputs)
+
+    def _is_fused(self, op: _Op) -> bool:
+        """Whether it runs within what reads its result."""
+        return op in self._rounded or self._works_on_elements(op)
+
+    def _in_one_pass(self, op: _Op, readers: set[int]) -> bool:
+        """Whether those who read a result are work on elements of its shape, which can be done at once."""
+        shape = jaxprs.shape_of(op.equation.outputs[0])
+        found = [self._ops[i] for i in readers]
+        return all(self._works_on_elements(r) and jaxprs.shape_of(r.equation.outputs[0]) == shape for r in found)
+
+    def _works_on_elements(self, op: _Op) -> bool:
+        return not op.is_loop and op.equation.name not in _HELD and op not in self._rounding
+
+    def _find_rounded(self) -> tuple[set[_Op], set[_Op]]:
+        """Matmuls whose result one cast to a narrower type alone reads, and those casts."""
+        readers: dict[Key, list[_Op]] = {}
+        for op in self._ops:
+            for node in op.reads:
+                readers.setdefault(node, []).append(op)
+        rounded, rounding = set(), set()
+        for op in self._ops:
+            found = readers.get(op.writes[0], []) if op.equation.name == "dot_general" else []
+            if len(found) == 1 and _narrows(found[0].equation) and op.writes[0] not in self._outputs:
+                rounded.add(op)
+                rounding.add(found[0])
+        return rounded, rounding
+
     def _is_narrowing(self, op: _Op) -> bool:
         """Whether it makes a narrower copy of a value that is computed in this loop."""
-        if self._is_outermost or op.equation.name != "convert_element_type" or not op.reads:
+        if self._is_outermost or not op.reads or not _narrows(op.equation):
             return False
-        (read,) = op.equation.inputs
-        computed = op.reads[0] in self._computed and self._placement.is_data(op.path, read)
-        return computed and bool(op.equation.outputs[0].aval.dtype.itemsize < read.aval.dtype.itemsize)
+        return op.reads[0] in self._computed and self._placement.is_data(op.path, op.equation.inputs[0])
 
     def _flat(self, program: Program, path: Address) -> Iterator[_Op]:
         for position, equation in enumerate(program.equations):
@@ -231,7 +278,7 @@ class _Schedule:
                         self._names[(path, variable)] = self._name(inner_path, result)
                 continue
             reads = (self._name(path, v) for v in equation.inputs if not jaxprs.is_literal(v))
-            inside = self._inside(inner, inner_path) + self._whole_weights(equation, path)
+            inside = self._inside(inner, inner_path) + self._whole_gradients(equation, path)
             if isinstance(inner, Scan):
                 inside += self._cast_ahead(equation, inner, path)
             yield _Op(equation, path, tuple(reads), tuple((path, v) for v in equation.outputs), inside)
@@ -265,22 +312,47 @@ class _Schedule:
                 )
         return tuple(held)
 
-    def _whole_weights(self, equation: Equation, path: Address) -> tuple[Held, ...]:
-        """What gathered operands, and gradients not scattered yet, take above their stored parts."""
+    def _whole_gradients(self, equation: Equation, path: Address) -> tuple[Held, ...]:
+        """What gradients that are not scattered yet take above their stored parts."""
         if equation.name not in _HELD:
             return ()
-        with_data = any(self._placement.is_data(path, variable) for variable in equation.inputs)
-        variables = [*(v for v in equation.inputs if with_data and not self._placement.is_data(path, v))]
-        variables += [v for v in equation.outputs if self._placement.gradient_of(path, v) is not None]
-        held = []
-        for variable in variables:
-            whole = self._placement.bytes_of(path, variable)
-            more = whole - self._placement.bytes_of(path, variable, kept=True)
-            if more:
-                shape, dtype = jaxprs.shape_of(variable), str(variable.aval.dtype)
-                what = "gathered weights" if variable in equation.inputs else "gradient before it is scattered"
-                held.append(Held(what=what, source=equation.source, shape=shape, dtype=dtype, num_bytes=more))
-        return tuple(held)
+        made = (v for v in equation.outputs if self._placement.gradient_of(path, v) is not None)
+        held = (self._above_stored(equation, path, v, _UNSCATTERED) for v in made)
+        return tuple(one for one in held if one.num_bytes)
+
+    def _gathered(self) -> list[tuple[int, int, Held]]:
+        """Weights that matmuls with data read, above their stored parts: the first and the last that reads them."""
+        root: dict[Key, Key] = {}
+        found: dict[tuple[Key, str], tuple[int, int, Held]] = {}
+        # By what meets such weights in a matmul: those weights.
+        meeting: dict[Key, set[tuple[Key, str]]] = {}
+        for i, op in enumerate(self._ops):
+            if op.equation.name in _CHEAP and len(op.reads) == 1:
+                root[op.writes[0]] = root.get(op.reads[0], op.reads[0])
+            if op.equation.name not in _HELD:
+                continue
+            data = [self._placement.is_data(op.path, variable) for variable in op.equation.inputs]
+            if op.equation.name == "dot_general" and any(held.what == _UNSCATTERED for held in op.inside):
+                for at in {at for node in op.reads for at in meeting.get(node, ())}:
+                    first, _, held = found[at]
+                    found[at] = (first, i, held)
+            for variable, is_data in zip(op.equation.inputs, data, strict=True):
+                if is_data or not any(data) or jaxprs.is_literal(variable):
+                    continue
+                held = self._above_stored(op.equation, op.path, variable, "gathered weights")
+                node = self._name(op.path, variable)
+                at = (root.get(node, node), held.dtype)
+                if held.num_bytes:
+                    first, _, before = found.get(at, (i, i, held))
+                    found[at] = (first, i, max(before, held, key=lambda one: one.num_bytes))
+                    for other in op.reads:
+                        meeting.setdefault(other, set()).add(at)
+        return list(found.values())
+
+    def _above_stored(self, equation: Equation, path: Address, variable: Any, what: str) -> Held:
+        more = self._placement.bytes_of(path, variable) - self._placement.bytes_of(path, variable, kept=True)
+        shape, dtype = jaxprs.shape_of(variable), str(variable.aval.dtype)
+        return Held(what=what, source=equation.source, shape=shape, dtype=dtype, num_bytes=more)
 
 
 def _reduced_early(ops: tuple[_Op, ...]) -> tuple[_Op, ...]:
@@ -302,6 +374,13 @@ def _reduced_early(ops: tuple[_Op, ...]) -> tuple[_Op, ...]:
                 places[j] = ready[i]
                 moved += [made_by[node] for node in ops[j].reads if node in made_by]
     return tuple(ops[i] for i in sorted(range(len(ops)), key=lambda i: (places[i], i)))
+
+
+def _narrows(equation: Equation) -> bool:
+    """Whether it casts to a narrower type."""
+    if equation.name != "convert_element_type":
+        return False
+    return bool(equation.outputs[0].aval.dtype.itemsize < equation.inputs[0].aval.dtype.itemsize)
 
 
 def _is_repeated_number(equation: Equation) -> bool:

@@ -13,7 +13,7 @@ from jaxscale.sharding.experts import expert_factors
 from jaxscale.sharding.factors import Dim, Dims
 from jaxscale.sharding.graph import Activation, Contraction, Graph
 from jaxscale.sharding.jaxprs import Address
-from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec
+from jaxscale.sharding.specs import BATCH_AXES, DimAxes, Spec, bounds, part
 from jaxscale.sharding.splits import Splits, spec_of_value
 
 
@@ -65,8 +65,8 @@ def activations_of(
     found: dict[tuple[Address, int], PlannedActivation] = {}
     for made in graph.activations:
         for pin in _pins(graph, mesh, splits, stored, made):
-            through = _through(graph, specs, made, pin.spec)
-            found.setdefault((pin.address, pin.output), dataclasses.replace(pin, through=through))
+            pin = dataclasses.replace(pin, through=_through(graph, specs, made, pin.spec))
+            found.setdefault((pin.address, pin.output), _width_over_the_rest(graph, mesh, made, pin))
     if exchanges:
         _send_in_parts(graph, mesh, splits, exchanges, found)
     return tuple(found[place] for place in sorted(found))
@@ -109,6 +109,29 @@ def _through(graph: Graph, specs: Sequence[Spec], made: Activation, spec: Spec) 
             first = ((*axes, "fsdp") if dim in apart else axes for dim, axes in zip(made.dims, others, strict=True))
             return (tuple(first),)
     return ()
+
+
+def _width_over_the_rest(graph: Graph, mesh: MeshSpec, made: Activation, pin: PlannedActivation) -> PlannedActivation:
+    """Of columns over a part of `tensor`, as grouped heads are: first their width over the rest, and then gathered.
+
+    Each device makes a piece of what the devices of its part read. The gradient of what the columns are multiplied
+    with is then a sum over all of `tensor`, as that of the queries is, and one reduction does for both; over the part
+    alone it would be one more, of the whole residual stream.
+    """
+    if made.contraction is None or (made.address, made.output) != (pin.address, pin.output):
+        return pin
+    c = graph.contractions[made.contraction]
+    taken = [bounds(mesh, axis) for axes in pin.spec for axis in axes if axis_of(axis) == "tensor"]
+    if not c.is_of_parameters or len(taken) != 1 or taken[0][0] > 1 or taken[0][1] == mesh.tensor:
+        return pin
+    columns = set((c.right if c.left.is_data else c.left).free)
+    ways, rest = mesh.tensor // taken[0][1], part(mesh, "tensor", taken[0][1], mesh.tensor)
+    for i, (dim, axes) in enumerate(zip(made.dims, pin.spec, strict=True)):
+        if dim and not axes and columns.issuperset(dim) and graph.sizes[dim[0]] % ways == 0:
+            first = (*pin.spec[:i], (rest,), *pin.spec[i + 1 :])
+            reason = f"{pin.reason}; {ways} devices read each, make a piece of its width, and gather it"
+            return dataclasses.replace(pin, through=(first,), reason=reason)
+    return pin
 
 
 def _before_fsdp(axes: DimAxes) -> DimAxes:

@@ -113,13 +113,19 @@ def _repeated_work(graph: Graph, plan: ShardingPlan) -> list[str]:
 def _cause(graph: Graph, plan: ShardingPlan, work: Work) -> str:
     c = graph.contractions[work.contraction]
     what = f"a matmul {c.left.shape} x {c.right.shape} at {c.source or c.address} is computed {work.num_copies} times"
-    whys = {
-        f"{plan.leaves[i].path}: {reason}"
-        for i in sorted(_parameters(graph, work))
-        for reason in plan.leaves[i].rejected
-        if " over " in reason and "=" in reason
-    }
-    return f"{what} ({'; '.join(sorted(whys)[:_MAX_SHOWN])})" if whys else what
+    return f"{what} ({'; '.join(_whys([plan.leaves[i] for i in sorted(_parameters(graph, work))])[:_MAX_SHOWN])})"
+
+
+def _whys(leaves: list[PlannedLeaf]) -> list[str]:
+    """Why a matmul is not split further: what kept a rule from its parameters, or that none considered them."""
+    if not leaves:
+        return ["no parameter takes part; it is split as its operands are"]
+    rejected = {f"{leaf.path}: {why}" for leaf in leaves for why in leaf.rejected if " over " in why and "=" in why}
+    return sorted(rejected) or [
+        f"no rule considered {leaf.path} {leaf.shape} over {spec_text(leaf.spec)} further: {leaf.reasons[-1]}; "
+        f"sizes that divide it: {'; '.join(f'dim {i}: {legal_sizes(size)}' for i, size in enumerate(leaf.shape))}"
+        for leaf in leaves
+    ]
 
 
 def _parameters(graph: Graph, work: Work) -> frozenset[int]:

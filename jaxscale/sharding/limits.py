@@ -14,7 +14,7 @@ class Limits:
     Attributes:
       small_leaf_bytes: a leaf below this is left whole over `fsdp`: gathering it costs more than it saves.
       replicated_leaf_bytes: a leaf of which every device would hold more than this, though the mesh has an axis
-        to split it over, is refused.
+        to split it over, is refused; so is a larger array that a compiled program copies whole to change its sharding.
       constant_bytes: an array above this that the computation closes over is refused: every device gets a copy.
       max_flops_ratio: how often all devices together may compute what is to be computed once, matmuls counted.
     """

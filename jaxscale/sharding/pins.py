@@ -62,8 +62,8 @@ def pinned(graph: Graph, mesh: MeshSpec, choices: Choices, pins: Sequence[Pin]) 
       pins: the user's.
 
     Raises:
-      UsageError: a pin matches no leaf or dim, names an unknown axis, does not divide, splits an array twice over one
-        axis, splits what a scan goes through without saying so, or disagrees with another pin.
+      UsageError: a pin matches no leaf or dim, names an axis that is unknown or of one device, does not divide, splits
+        an array twice over one axis, splits what a scan goes through without saying so, or disagrees with another pin.
     """
     made = list(choices)
     by: dict[tuple[int, int], Pin] = {}
@@ -143,6 +143,11 @@ def _check(graph: Graph, mesh: MeshSpec, choice: Choice, leaf_number: int, dim: 
         if axis_of(entry) not in AXES:
             raise UsageError(f"{where}: unknown axis {entry!r}; the axes are {', '.join(AXES)}")
         _check_part(mesh, entry, where)
+        if num_parts(mesh, (entry,)) == 1:
+            raise UsageError(
+                f"{where}: {entry} splits nothing, for it has one device on mesh {mesh}; take an axis of several "
+                "devices, or write axes=() to keep the dim whole"
+            )
     if not pin.scanned and pin.axes and any(factor in graph.scanned for factor in leaf.dims[dim]):
         raise UsageError(
             f"{where}: a scan goes through dim {dim} step by step; set scanned=True to split it all the same"

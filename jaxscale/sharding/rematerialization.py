@@ -25,8 +25,10 @@ _WARNING = re.compile(
     r"efficiently for HLO operation (?P<instruction>%.*?)\. As the last resort"
 )
 _MARK = b"nvoluntary full rematerialization"
-# An operand that stands in for a real one while XLA weighs ways to look rows up; it warns of those that it drops too.
-_WEIGHED = "%fake_parameter"
+# Where XLA weighs ways to gather and scatter rows, it partitions each in a module that it throws away, and warns of
+# what it finds there. Nothing there has metadata, while what is made of a jax operation in the program carries its own.
+# Reference: openxla/xla, xla/service/spmd/spmd_partitioner_util.h, EvaluatePartitionCost.
+_OF_THE_PROGRAM = "metadata={"
 # Shardings as jax 0.10's compiler writes them, `{devices=[2,4]<=[8]}`, and jax 0.12's, `{mesh['a'=2], [{'a'}, {}]}`.
 _TILES = re.compile(r"devices=\[([\d,]+)\]")
 _MESH = re.compile(r"mesh\[(.*?)\], \[(.*)\]")
@@ -86,14 +88,14 @@ def compile_watched(
 
 
 def rematerializations(heard: Sequence[str], lowered: jax.stages.Lowered) -> tuple[Rematerialization, ...]:
-    """The compiler's warnings, read.
+    """The compiler's warnings, read; those of ways that it only weighed left out.
 
     Args:
       heard: lines of `watching`, or of another process's standard error; others than the warnings are passed over.
       lowered: what was compiled, for the Python lines.
     """
     warnings = [match for line in heard if (match := _WARNING.search(line)) is not None]
-    found = [match for match in warnings if _WEIGHED not in match["instruction"]]
+    found = [match for match in warnings if _OF_THE_PROGRAM in match["instruction"]]
     if not found:
         return ()
     # Printed only now: the text of a large program takes a while.
@@ -116,12 +118,13 @@ def rematerializations(heard: Sequence[str], lowered: jax.stages.Lowered) -> tup
     return tuple(dict.fromkeys(made))
 
 
-def refuse(found: Sequence[Rematerialization], budget_bytes: int) -> None:
+def refuse(found: Sequence[Rematerialization], budget_bytes: int, *, report: Mapping[str, Any] | None = None) -> None:
     """Refuses a program that copies an array above a budget to every device.
 
     Args:
       found: of `compile_watched`.
       budget_bytes: what may be copied, of one array.
+      report: what else is known of the program, as JSON values; it goes along with the error.
 
     Raises:
       UsageError: an array is larger; with its line, its bytes and what to do.
@@ -132,7 +135,8 @@ def refuse(found: Sequence[Rematerialization], budget_bytes: int) -> None:
         raise UsageError(
             f"XLA finds no way from one sharding to another but a copy of the whole, above {budget_bytes} bytes; take "
             "the constraint at that line away, or split over the same axes in the same order before and behind it:\n  "
-            + "\n  ".join([*map(str, above[:_MAX_SHOWN]), *more])
+            + "\n  ".join([*map(str, above[:_MAX_SHOWN]), *more]),
+            report=report,
         )
 
 

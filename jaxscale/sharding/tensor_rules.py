@@ -181,7 +181,7 @@ def _placed(
                 f"it has {ways} of the pieces that the axis shares out; each is copied to {mesh.tensor // ways} devices"
             )
             made[i] = made[i].reject(f"{what}: {why}")
-            made[i] = made[i].leave("grouped heads", f"{mesh.tensor // ways} devices compute each, for their queries")
+            made[i] = made[i].leave("grouped heads", f"{mesh.tensor // ways} devices read each, for their queries")
     return made
 
 

@@ -11,6 +11,7 @@ from jaxscale.cost.chips import Topology
 from jaxscale.cost.estimate import estimate_step, trace_programs
 from jaxscale.errors import DoesNotFitError, UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.rematerialization import refuse
 from jaxscale.train.planned_step import derive_step
 from launch.compile_recipe import CompiledRecipe, CompileRequest, compile_recipe
 from launch.plan_report import PlanReport
@@ -61,6 +62,8 @@ class Command:
         """Prints the report and returns it.
 
         Raises:
+          UsageError: no topology is named, the mesh does not suit the step, or the compiled program copies an array
+            whole to every device, above the plan's limit for what is copied.
           DoesNotFitError: the compiler, or without one the prediction, says that the memory is too small.
         """
         if not self.topology:
@@ -84,6 +87,8 @@ class Command:
                 "what would help",
                 report=found,
             )
+        if compiled is not None:
+            refuse(compiled.rematerialized, plan.limits.replicated_leaf_bytes, report=found)
         return found
 
     def _spec(self, topology: Topology) -> MeshSpec:

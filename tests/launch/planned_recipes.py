@@ -2,10 +2,17 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.families import decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+from jaxscale.train.planned_step import PlannedStep
 
 
 def tiny_decoder() -> LanguageModelJob:
@@ -33,6 +40,48 @@ def far_too_large() -> LanguageModelJob:
             num_layers=9, d_model=8192, num_heads=64, num_kv_heads=64, d_ff=65536, vocab_size=512, max_positions=32
         ),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReshardedJob:
+    """A step in which an array of 32 MiB goes from one sharding to another that XLA knows no way to."""
+
+    training: TrainingIdentity
+    operation: Operation
+
+    def planned_step(self) -> PlannedStep:
+        mesh = make_mesh(MeshSpec(data=2, fsdp=2, tensor=2))
+        before, after = (NamedSharding(mesh, P(*axes)) for axes in (("data", "tensor"), (None, mesh.axis_names[::-1])))
+
+        def loss(params, batch):
+            made = jnp.tanh(batch["x"] @ params["up"]) @ params["down"]
+            wide = made[:, :1] * jnp.arange(2**19, dtype=jnp.float32)[None, :]
+            first = jax.lax.with_sharding_constraint(jnp.sin(wide), before)
+            return jnp.mean(jax.lax.with_sharding_constraint(jnp.cos(first), after))
+
+        return PlannedStep(
+            loss=loss,
+            params={name: jax.ShapeDtypeStruct((64, 64), jnp.float32) for name in ("up", "down")},
+            batch={"x": jax.ShapeDtypeStruct((16, 64), jnp.float32)},
+            optimizer=self.training.optimizer.transformation(),
+            num_tokens=16,
+        )
+
+
+def resharded() -> ReshardedJob:
+    job = tiny_decoder()
+    return ReshardedJob(training=job.training, operation=Operation(mesh="data=2,fsdp=2,tensor=2"))
+
+
+class BareJob:
+    """A step, and nothing of how it is trained."""
+
+    def planned_step(self) -> PlannedStep:
+        return tiny_decoder().planned_step()
+
+
+def bare() -> BareJob:
+    return BareJob()
 
 
 def nothing_to_plan() -> str:

@@ -43,7 +43,7 @@ def fake(monkeypatch):
     monkeypatch.setitem(VERBS, "fake", ("fake", "does nothing much"))
     monkeypatch.setitem(sys.modules, "launch.verbs.fake", module)
     # What a run of the command line leaves in this process's environment goes away with the test.
-    for name in ("OMP_WAIT_POLICY", "TF_CPP_MIN_LOG_LEVEL"):
+    for name in ("OMP_WAIT_POLICY", "TF_CPP_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):
         monkeypatch.setenv(name, os.environ.get(name, "2"))
     return module
 
@@ -60,6 +60,14 @@ def in_a_process(*words, cwd=ROOT, code=None):
     program = f"import sys; from launch.cli import main; done = main({list(words)!r}); {code or 'sys.exit(done)'}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+@pytest.mark.parametrize(("verb", "level"), [("train", "1"), ("search", "2")])
+def test_training_hears_what_the_compiler_warns_of(verb, level, monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    launch.cli._prepare_process(verb, GlobalFlags(json_file=None, num_devices=None, debug=False))
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
+    assert ("TPU_STDERR_LOG_LEVEL" in os.environ) is (verb == "train")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["--debug", "--help"]])

@@ -58,6 +58,7 @@ def test_what_was_changed_in_the_job_counts(step):
     [
         ({"mesh": "fsdp=4"}, UsageError, "fsdp=4 needs 4 devices, 8 are there"),
         ({"recipe": f"{RECIPES}:nothing_to_plan"}, UsageError, "a str, which has no training step to compile"),
+        ({"recipe": f"{RECIPES}:bare"}, UsageError, "a BareJob without a field `training`"),
     ],
 )
 def test_refusals_come_back_as_what_they_are(changes, error, message):

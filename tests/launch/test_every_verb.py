@@ -16,7 +16,7 @@ RECIPE = "two_tower_tiny"
 def scratch(tmp_path, monkeypatch):
     """An own folder with an empty folder, a file of garbage and an empty file in it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("OMP_WAIT_POLICY", "TF_CPP_MIN_LOG_LEVEL"):
+    for name in ("OMP_WAIT_POLICY", "TF_CPP_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):
         monkeypatch.setenv(name, os.environ.get(name, "2"))
     monkeypatch.setattr(doctor, "check_native_libraries", lambda: [])  # starts a process; its own test runs it
     Path("folder").mkdir()

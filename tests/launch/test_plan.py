@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_predicted_beside_compiled_on_emulated_devices(tmp_path, capsys):
     kinds = {(tuple(total["axes"]), total["kind"]) for total in compiled["collectives"]}
     assert (("tensor",), "all_reduce") in kinds
     assert {axes for axes, _ in kinds} >= {("fsdp",), ("tensor",)}
+
+
+def test_an_array_that_the_program_copies_whole_is_refused_with_its_line(tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    assert cli.main(["plan", f"{RECIPES}:resharded", "--topology", "cpu:8", "--json", str(report)]) == 2
+    captured = capsys.readouterr()
+    assert "finds no way from one sharding to another but a copy of the whole, above 16777216 bytes" in captured.err
+    named = re.compile(
+        r"sharding_constraint at planned_recipes.py:\d+: f32 \(16, 524288\), 33554432 bytes, is copied whole"
+    )
+    assert named.search(captured.err)
+    assert named.search(captured.out)
+    found = json.loads(report.read_text())
+    assert found["exit_code"] == 2
+    assert found["compiled"]["rematerialized"][0]["num_bytes"] == 33554432
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from jaxscale.cost.compiled import CompiledMemory, CompiledStep, OutOfMemory
 from jaxscale.cost.tune_candidates import Settings
+from jaxscale.errors import UsageError
 from jaxscale.nn.config import ExpertsConfig
 from launch import cli, recipes
 from launch.compile_recipe import CompiledRecipe
@@ -138,6 +139,11 @@ def test_on_emulated_devices_the_best_are_compiled(capsys, tmp_path):
         assert row["compiled"]["step"]["memory"]["temporaries"] > 0
         assert row["compiled"]["step"]["collectives"]
     assert "the smallest slice that fits is not known" in shown.out
+
+
+def test_a_job_without_a_field_that_is_tuned_is_refused():
+    with pytest.raises(UsageError, match="BareJob has no field `training` of type TrainingIdentity"):
+        space_of(recipes.load(f"{RECIPES}:bare"))
 
 
 def test_settings_are_the_jobs_own_fields():

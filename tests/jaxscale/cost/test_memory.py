@@ -168,3 +168,41 @@ def test_in_a_loop_weights_of_attention_are_held_in_both_widths():
     size = 8 * length * length
     assert ("float32", 4 * size) in held
     assert ("bfloat16", 2 * size) in held
+
+
+def peak_of(loss, params, batch, mesh: MeshSpec) -> MemoryUse:
+    plan = derive(loss, params, batch, mesh)
+    program = gradient_program(loss, params, batch)
+    return count_memory(program, place(program, plan.mesh, plan.leaves), plan)
+
+
+def test_a_table_stays_gathered_until_its_gradient_is_made():
+    """Gathered once for the scores and for the gradient that goes on from them, beside its own whole gradient."""
+    num_classes = 64 * WIDTH
+
+    def loss(params, batch):
+        return jnp.sum(jnp.sin(jnp.tanh(batch["x"] @ params["w"]) @ params["table"]))
+
+    params = {
+        "w": jax.ShapeDtypeStruct((WIDTH, WIDTH), "float32"),
+        "table": jax.ShapeDtypeStruct((WIDTH, num_classes), "float32"),
+    }
+    use = peak_of(loss, params, {"x": jax.ShapeDtypeStruct((8, WIDTH), "float32")}, MeshSpec(fsdp=4))
+    above_stored = 4 * WIDTH * num_classes * 3 // 4
+    held = {tensor.name: tensor.num_bytes for tensor in use.tensors if tensor.num_bytes == above_stored}
+    assert held == {"gathered weights": above_stored, "gradient before it is scattered": above_stored}
+
+
+def test_a_matmul_that_is_only_read_narrow_is_held_narrow():
+    def narrow(x, w):
+        return jnp.dot(x, w, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+
+    def loss(params, batch):
+        return jnp.sum(narrow(narrow(batch["x"], params["up"]), params["down"]).astype(jnp.float32) ** 2)
+
+    params = {
+        "up": jax.ShapeDtypeStruct((WIDTH, 64 * WIDTH), "bfloat16"),
+        "down": jax.ShapeDtypeStruct((64 * WIDTH, WIDTH), "bfloat16"),
+    }
+    use = peak_of(loss, params, {"x": jax.ShapeDtypeStruct((BATCH, WIDTH), "bfloat16")}, MeshSpec(data=1))
+    assert {tensor.dtype for tensor in use.tensors if tensor.shape == (BATCH, 64 * WIDTH)} == {"bfloat16"}

@@ -99,3 +99,40 @@ def test_a_model_is_pinned_at_its_lookups_matmuls_and_scores():
         ((16, 12, 96), "data, -, tensor"),
         *[((16, 12, 128), "data, -, tensor")] * 2,
     ]
+
+
+def grouped_attention(p, x):
+    """Two key-value heads, each read by four query heads; a softmax would change nothing here."""
+    (groups, width), length = p["key"].shape[1:], x.shape[1]
+    queries = jnp.einsum("bsd,dghc->bsghc", x, p["query"].reshape(8, groups, 4, width))
+    scores = jnp.einsum("bsghc,btgc->bghst", queries, jnp.einsum("btd,dgc->btgc", x, p["key"]))
+    values = jnp.einsum("bghst,btgc->bsghc", scores, jnp.einsum("btd,dgc->btgc", x, p["value"]))
+    return values.reshape(len(x), length, -1) @ p["out"]
+
+
+def attention(width):
+    kernels = {"query": (8, 8 * width), "key": (8, 2, width), "value": (8, 2, width), "out": (8 * width, 8)}
+    return {name: floats(*shape) for name, shape in kernels.items()}
+
+
+def through_of(mesh, width):
+    limits = Limits(small_leaf_bytes=0, max_flops_ratio=99)
+    plan = derive(grouped_attention, attention(width), floats(4, 6, 8), MeshSpec.parse(mesh), limits=limits)
+    return {
+        spec_text(made.spec): [spec_text(spec) for spec in made.through]
+        for made in plan.activations
+        if made.shape == (4, 6, 2, width)
+    }
+
+
+def test_heads_on_a_part_of_the_axis_are_made_in_pieces_of_their_width_and_gathered():
+    assert through_of("data=2,tensor=4", width=6) == {"data, -, tensor[1:2], -": ["data, -, tensor[1:2], tensor[2:4]"]}
+    assert through_of("tensor=8", width=8) == {"-, -, tensor[1:2], -": ["-, -, tensor[1:2], tensor[2:8]"]}
+
+
+def test_heads_whose_width_does_not_divide_by_the_rest_are_made_whole():
+    assert through_of("tensor=8", width=6) == {"-, -, tensor[1:2], -": []}
+
+
+def test_heads_that_the_whole_axis_shares_out_take_no_step_before():
+    assert through_of("data=2,tensor=2", width=6) == {"data, -, tensor, -": []}

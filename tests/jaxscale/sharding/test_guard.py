@@ -106,6 +106,21 @@ def test_work_done_more_than_once_is_counted_and_named():
     derive(loss, params, x, MeshSpec(data=2, tensor=4), limits=Limits(max_flops_ratio=1))
 
 
+def test_work_that_no_rule_considered_is_named_with_what_would_divide():
+    def loss(p, x):
+        made = jax.nn.relu(x @ p["up"]) @ p["down"]
+        return (jax.nn.relu(jnp.sin(made) @ p["odd"]), made @ made.T)
+
+    params = {"up": floats(16, 64), "down": floats(64, 16), "odd": floats(16, 17)}
+    with pytest.raises(UsageError) as caught:
+        derive(loss, params, floats(32, 16), MeshSpec(data=2, tensor=4))
+    message = str(caught.value)
+    assert "no rule considered odd (16, 17) over -, - further: no rule splits it on this mesh" in message
+    assert "sizes that divide it: dim 0: 1, 2, 4, 8, 16; dim 1: 1, 17)" in message
+    assert "(32, 16) x (16, 32)" in message
+    assert "computed 4 times (no parameter takes part; it is split as its operands are)" in message
+
+
 def test_a_limit_below_what_can_be_is_refused():
     with pytest.raises(UsageError, match=r"max_flops_ratio=0.5 must be at least 1"):
         Limits(max_flops_ratio=0.5)

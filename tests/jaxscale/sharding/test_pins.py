@@ -78,8 +78,19 @@ def test_a_scanned_dim_is_split_only_if_asked():
         ([Pin(path="up", dim=3, axes=())], r"matches nothing: up of shape \(4, 8, 32\) has 3 dims"),
         ([Pin(path="up", dim=1, axes=("model",))], "unknown axis 'model'; the axes are slice, stage"),
         ([Pin(path="up", dim=1, axes=("tensor[1:3]",))], r"'tensor\[1:3\]' is no part of tensor=2"),
+        ([Pin(path="up", dim=1, axes=("sequence",))], "sequence splits nothing, for it has one device on mesh data=2"),
     ],
-    ids=["indivisible", "axis twice", "axis of two dims", "two ways", "no leaf", "no dim", "no axis", "no part"],
+    ids=[
+        "indivisible",
+        "axis twice",
+        "axis of two dims",
+        "two ways",
+        "no leaf",
+        "no dim",
+        "no axis",
+        "no part",
+        "one device",
+    ],
 )
 def test_a_pin_that_can_not_be_followed_is_refused_with_the_reason(pins, why):
     with pytest.raises(UsageError, match=why):

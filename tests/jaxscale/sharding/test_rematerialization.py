@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxscale.errors import UsageError
 from jaxscale.sharding import rematerialization
+from jaxscale.sharding.hlo import parse_instruction
 from jaxscale.sharding.rematerialization import compile_watched, refuse, rematerializations, watching
 
-NO_WAY_LINE = 24
+NO_WAY_LINE = 25
 
 
 def lowered(after):
@@ -45,7 +46,7 @@ def test_an_array_copied_whole_is_named_with_its_line_shape_and_bytes(found):
 def test_it_is_refused_above_a_budget(found):
     refuse(found, 1536)
     with pytest.raises(
-        UsageError, match=r"above 1535 bytes; take the constraint .*\n.*:24: f32 \(16, 24\), 1536 bytes"
+        UsageError, match=r"above 1535 bytes; take the constraint .*\n.*:25: f32 \(16, 24\), 1536 bytes"
     ):
         refuse(found, 1535)
 
@@ -55,6 +56,46 @@ def test_a_change_that_the_compiler_knows_a_way_for_is_not_reported():
     assert found == ()
     x = jnp.arange(16 * 24, dtype=jnp.float32).reshape(16, 24)
     assert compiled(x).sharding.spec == P("c", "a")
+
+
+@pytest.mark.parametrize(
+    ("ids", "after", "names_a_stand_in"),
+    [(P("a", "b"), P(("a", "b", "c")), True), (P("a"), P(("a", "b")), False)],
+)
+def test_ways_that_the_compiler_only_weighed_are_left_out(ids, after, names_a_stand_in):
+    """To look rows up, XLA partitions several ways on trial; it warns of those as of the one that it takes."""
+    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=(AxisType.Auto,) * 3)
+
+    def looks_up(table, rows):
+        found = jnp.take(table, rows, axis=0, mode="clip")
+        return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, after))
+
+    places = (NamedSharding(mesh, P("a", "b")), NamedSharding(mesh, ids))
+    table, rows = jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((16, 8), jnp.int32)
+    lowered = jax.jit(looks_up, in_shardings=places).lower(table, rows)
+    with watching() as heard:
+        compiled = lowered.compile()
+    (line,) = heard
+    assert "Involuntary full rematerialization" in line
+    assert ("%fake_parameter" in line) is names_a_stand_in
+    assert rematerializations(heard, lowered) == ()
+    made = [parse_instruction(line) for line in compiled.as_text().splitlines() if "all-gather(" in line]
+    assert made
+    assert all(array.shape != (16, 8, 32) for instruction in made for array in instruction.arrays)
+
+
+def test_one_in_the_body_of_a_loop_is_reported():
+    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=(AxisType.Auto,) * 3)
+    before, after = (NamedSharding(mesh, spec) for spec in (P("a", "c"), P(None, ("a", "c", "b"))))
+
+    def body(x, _):
+        made = jnp.cos(jax.lax.with_sharding_constraint(x, before))
+        return jax.lax.with_sharding_constraint(made, after), None
+
+    shape = jax.ShapeDtypeStruct((16, 24), jnp.float32)
+    _, found = compile_watched(jax.jit(lambda x: jax.lax.scan(body, x, None, length=3)[0]).lower(shape))
+    assert found
+    assert all("while/body" in one.op_name and one.shape == (16, 24) for one in found)
 
 
 def test_shardings_in_the_words_of_both_compilers():
