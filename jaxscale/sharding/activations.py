@@ -69,6 +69,8 @@ def activations_of(
             found.setdefault((pin.address, pin.output), _width_over_the_rest(graph, mesh, made, pin))
     if exchanges:
         _send_in_parts(graph, mesh, splits, exchanges, found)
+    elif mesh.expert > 1:
+        _exchange_examples(graph, mesh, splits, found)
     return tuple(found[place] for place in sorted(found))
 
 
@@ -176,6 +178,32 @@ def _send_in_parts(
         elif is_of_experts(c, experts) and place in found:
             reason = "what each device's experts make is sent back in parts"
             found[place] = dataclasses.replace(found[place], spec=in_parts, reason=reason)
+
+
+def _exchange_examples(
+    graph: Graph, mesh: MeshSpec, splits: Splits, found: dict[tuple[Address, int], PlannedActivation]
+) -> None:
+    """Lets devices exchange examples for experts and back: tokens are read, and what comes back summed, by examples.
+
+    Pinned to experts alone, the compiler gathers the examples of all experts, adds up for them, and gathers again.
+    """
+    experts = expert_factors(graph)
+
+    def by_examples(dims: Dims) -> Spec:
+        return spec_of_value(graph, mesh, dims, splits, first={f for dim in dims for f in dim} - experts)
+
+    sends = [c for c in graph.contractions if c.left.is_data and c.right.is_data]
+    back = {side.dims for c in sends if not experts.isdisjoint(c.contracted) for side in (c.left, c.right)}
+    for made in graph.activations:
+        place = (made.address, made.output)
+        if made.contraction is None or place not in found or found[place].rule != "experts":
+            continue
+        pin, local = found[place], by_examples(made.dims)
+        if not is_of_experts(graph.contractions[made.contraction], experts):
+            found[place] = dataclasses.replace(pin, through=(local,))
+        elif made.dims in back:
+            reason = "what each device's experts make goes back to the examples"
+            found[place] = dataclasses.replace(pin, through=(pin.spec,), spec=local, reason=reason)
 
 
 def _pin(
