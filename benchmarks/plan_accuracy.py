@@ -14,9 +14,6 @@ the compiled program needs; the prediction should say "fits" to the first and "d
 The rules of what is held were chosen while looking at the first ten pairs (and at palm_8b on v5e:8x8). Those marked
 "blind" were compiled for the first time after that, and nothing was changed since.
 
-mixtral_8x7b needs more than predicted because the compiler does not exchange tokens for experts, as the plan means it:
-it gathers what the experts made for all examples, 16 GiB in float32 on every device, and keeps its part.
-
 Reference: Kaplan et al. 2020, section 2.1, https://arxiv.org/abs/2001.08361; Chowdhery et al. 2022, appendix B,
 https://arxiv.org/abs/2204.02311
 """
