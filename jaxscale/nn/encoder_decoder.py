@@ -109,7 +109,7 @@ class EncoderDecoder(nnx.Module):
         check_length(config, tokens, f"{config.kind} sequence")
         positions = default_positions(tokens)
         return Surroundings(
-            allowed=allowed_positions(config, mask, positions),
+            allowed=allowed_positions(config, positions, mask),
             positions=positions,
             bias=None,
             compute_dtype=compute_dtype,

@@ -63,6 +63,7 @@ def apply(
     compute_dtype: DTypeLike = jnp.float32,
     dropout_key: Key[Array, ""] | None = None,
     token_types: Int[Array, "B S"] | None = None,
+    segments: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B S"] | None = None,
     remat: Remat = False,
 ) -> Float32[Array, "B S D"]:
@@ -77,7 +78,9 @@ def apply(
       compute_dtype: of matrix products and of what is kept between them; sums, norms and softmax are in float32.
       dropout_key: None for no dropout.
       token_types: ids in [0, T); all zero when None.
-      positions: 0 to S - 1 when None.
+      segments: tokens of one document have one number, and read no others; None: a row is one document.
+      positions: of the tokens in their documents; 0 to S - 1 when None. A decoder reads to the left in the row,
+        whatever they are.
       remat: what of each layer the backward pass computes again rather than keep it; stacked only.
 
     Returns:
@@ -94,6 +97,7 @@ def apply(
         compute_dtype=compute_dtype,
         dropout_key=dropout_key,
         token_types=token_types,
+        segments=segments,
         positions=positions,
         remat=remat,
     )[0]
@@ -108,6 +112,7 @@ def apply_with_router(
     compute_dtype: DTypeLike = jnp.float32,
     dropout_key: Key[Array, ""] | None = None,
     token_types: Int[Array, "B S"] | None = None,
+    segments: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B S"] | None = None,
     remat: Remat = False,
 ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
@@ -118,6 +123,7 @@ def apply_with_router(
         compute_dtype=compute_dtype,
         dropout_key=dropout_key,
         token_types=token_types,
+        segments=segments,
         positions=positions,
         remat=remat,
     )

@@ -1,5 +1,7 @@
 """One Transformer: an encoder in BERT's layout, a decoder in Llama's, and what lies between, by its configuration."""
 
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -49,20 +51,22 @@ class Transformer(nnx.Module):
         compute_dtype: DTypeLike = jnp.float32,
         dropout_key: Key[Array, ""] | None = None,
         token_types: Int[Array, "B S"] | None = None,
+        segments: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
         remat: Remat = False,
     ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
         """Returns the hidden state of every position and the routers' losses; see `jaxscale.nn.functional.apply`."""
         config = self.config
         check_length(config, tokens, "sequence")
-        positions = default_positions(tokens) if positions is None else positions
+        order = default_positions(tokens)
+        positions = order if positions is None else positions
         token_types = jnp.zeros_like(tokens) if token_types is None else token_types
         x = self.embeddings(tokens, positions, token_types)
         x = self.norm(x) if config.norm_placement == "post" else x
         embedding_key = None if dropout_key is None else named_key(dropout_key, "embeddings")
         x = dropout(x, config.dropout_rate, embedding_key).astype(compute_dtype)
         around = Surroundings(
-            allowed=allowed_positions(config, mask, positions),
+            allowed=allowed_positions(config, order, mask, segments),
             positions=positions,
             bias=None if self.relative_positions is None else self.relative_positions(positions),
             compute_dtype=compute_dtype,
@@ -129,11 +133,24 @@ def default_positions(tokens: Int[Array, "B S"]) -> Int[Array, "1 S"]:
 
 
 def allowed_positions(
-    config: TransformerConfig, mask: Bool[Array, "B S"] | None, positions: Int[Array, "#B S"]
+    config: TransformerConfig,
+    order: Int[Array, "1 S"],
+    mask: Bool[Array, "B S"] | None,
+    segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "#B #S S"] | None:
-    """Which positions each position may read: real tokens, and for a decoder none to its right. None: all."""
-    real = None if mask is None else mask[:, None, :]
-    if config.kind == "encoder":
-        return real
-    earlier = positions[:, None, :] <= positions[:, :, None]
-    return earlier if real is None else real & earlier
+    """Which tokens each token may read: real ones of its own segment, and for a decoder none to its right. None: all.
+
+    Args:
+      config: the model.
+      order: 0 to S - 1: where a token stands in its row, whatever position it has in its document.
+      mask: True at real tokens; None: all are.
+      segments: tokens of one document have one number; None: a row is one document.
+    """
+    rules = []
+    if mask is not None:
+        rules.append(mask[:, None, :])
+    if segments is not None:
+        rules.append(segments[:, None, :] == segments[:, :, None])
+    if config.kind == "decoder":
+        rules.append(order[:, None, :] <= order[:, :, None])
+    return functools.reduce(jnp.logical_and, rules) if rules else None

@@ -94,6 +94,8 @@ class LanguageModelJob:
             params,
             batch["tokens"],
             None,
+            segments=batch.get("segments"),
+            positions=batch.get("positions"),
             compute_dtype=compute_dtype,
             dropout_key=key if self.transformer.dropout_rate else None,
             remat=self.remat,

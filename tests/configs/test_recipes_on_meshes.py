@@ -21,6 +21,11 @@ RECIPES = (
     *("llama2_7b", "llama2_70b", "llama3_8b", "llama3_70b", "llama3_405b", "gpt2", "gpt3_175b", "palm_8b"),
     *("palm_540b", "mixtral_8x7b", "t5_large", "bert_base"),
 )
+# Packed documents add two leaves to the batch, which meet both the queries and the keys of attention.
+PACKED_CASES = [
+    *[("llama3_70b", mesh) for mesh in MESHES],
+    *[("palm_8b", "tensor=4"), ("gpt2", "data=2,fsdp=2,tensor=2"), ("llama3_8b", "fsdp=2,sequence=4")],
+]
 # Those that take the least time stand for all where only the fast tests run.
 FAST = {("llama3_70b", "tensor=4"), ("llama3_70b", "data=2,fsdp=2,tensor=2")}
 CASES = [(name, mesh) for name in RECIPES for mesh in MESHES] + [("mixtral_8x7b", "expert=4,tensor=2")]
@@ -44,6 +49,16 @@ def random_batch(shapes):
         return np.where(draw.random(shape.shape) < 0.2, NO_TARGET, tokens) if name == "targets" else tokens
 
     return {name: array(name, shape) for name, shape in shapes.items()}
+
+
+def packed(batch):
+    """The same tokens as documents of 7 tokens, then of what is left, then two of padding."""
+    number, shape = np.arange(16), batch["tokens"].shape
+    segments = np.where(number < 7, 1, np.where(number < 14, 2, 0))
+    positions = np.where(number < 14, number % 7, 0)
+    targets = np.where(segments == 0, NO_TARGET, batch["targets"])
+    leaves = {"segments": segments, "positions": positions, "targets": targets}
+    return batch | {name: np.broadcast_to(leaf, shape).astype(np.int32) for name, leaf in leaves.items()}
 
 
 def arguments(step):
@@ -101,6 +116,18 @@ def test_loss_and_gradients_equal_one_devices(name, mesh, monkeypatch):
     params, batch = arguments(step)
     plan = derive(step.loss, params, batch, spec, optimizer=step.optimizer, limits=LIMITS)
     expected_loss, expected = expected_of(name)
+    loss, gradient = gradient_on_mesh(step.loss, params, batch, spec, plan=plan)
+    assert abs(loss - expected_loss) <= TOLERANCE * abs(expected_loss)
+    assert far_leaves(gradient, expected, tolerance=TOLERANCE) == {}
+
+
+@pytest.mark.parametrize(("name", "mesh"), [case(*pair) for pair in PACKED_CASES])
+def test_packed_documents_equal_one_devices(name, mesh):
+    step = small(name).planned_step()
+    params, batch = arguments(step)
+    batch, spec = packed(batch), MeshSpec.parse(mesh)
+    plan = derive(step.loss, params, batch, spec, optimizer=step.optimizer, limits=LIMITS)
+    expected_loss, expected = on_one_device(jax.value_and_grad(step.loss), params, batch)
     loss, gradient = gradient_on_mesh(step.loss, params, batch, spec, plan=plan)
     assert abs(loss - expected_loss) <= TOLERANCE * abs(expected_loss)
     assert far_leaves(gradient, expected, tolerance=TOLERANCE) == {}
