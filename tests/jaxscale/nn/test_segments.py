@@ -45,7 +45,7 @@ def case(name):
     return pytest.param(name, marks=[] if name in ("llama", "bert") else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("name", map(case, CONFIGS))
+@pytest.mark.parametrize("name", [case(name) for name in CONFIGS])
 def test_every_document_is_computed_as_if_it_stood_alone(name):
     config = CONFIGS[name]
     tokens, segments, positions = packed()
