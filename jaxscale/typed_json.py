@@ -5,6 +5,8 @@ byte string that a value has (sorted keys, no spaces), and `fingerprint` hashes 
 are written with it, so that what a run *is* can be compared by one hash.
 
 Fields that `__init__` does not take are derived from the others: they are neither written nor read.
+A field that came later (`added`) is written only where it is not its default: JSON from before it still reads, and what
+was hashed before it came keeps its hash.
 Unions of dataclasses are told apart by a `"type"` key that holds the class's name.
 """
 
@@ -20,6 +22,8 @@ from typing import Any, TypeVar
 from jaxscale.errors import DataError
 
 T = TypeVar("T")
+
+_ADDED = "came after JSON of its class was written"
 
 
 def encode(value: Any) -> Any:
@@ -39,7 +43,11 @@ def encode(value: Any) -> Any:
     {'x': 3, 'tags': ['a']}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: encode(_widen(f.type, getattr(value, f.name))) for f in dataclasses.fields(value) if f.init}
+        fields = {
+            f.name: encode(_widen(f.type, getattr(value, f.name)))
+            for f in dataclasses.fields(value)
+            if f.init and not (_was_added(f) and getattr(value, f.name) == f.default)
+        }
         return {"type": type(value).__name__, **fields} if _is_union_member(type(value)) else fields
     if isinstance(value, enum.Enum):
         return value.value
@@ -101,6 +109,25 @@ def union_member(cls: type[T]) -> type[T]:
     """Marks a dataclass as one of several that a field may hold; its JSON carries a `"type"`."""
     cls.__json_union_member__ = True  # type: ignore[attr-defined]
     return cls
+
+
+def added(default: T) -> T:
+    """The default of a dataclass's field that came after JSON of the class was written.
+
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Point:
+    ...     x: int
+    ...     label: str = added("")
+    >>> encode(Point(x=3)), encode(Point(x=3, label="a"))
+    ({'x': 3}, {'x': 3, 'label': 'a'})
+    >>> decode(Point, {"x": 3})
+    Point(x=3, label='')
+    """
+    return dataclasses.field(default=default, metadata={_ADDED: True})
+
+
+def _was_added(field: dataclasses.Field[Any]) -> bool:
+    return _ADDED in field.metadata
 
 
 def _is_union_member(cls: type) -> bool:
@@ -165,14 +192,16 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
         raise _mismatch(where, value, f"an object ({kind.__name__})")
     given = {k: v for k, v in value.items() if not (k == "type" and _is_union_member(kind))}
     hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind) if f.init]
-    unknown, missing = sorted(set(given) - set(names)), [n for n in names if n not in given]
+    fields = [f for f in dataclasses.fields(kind) if f.init]
+    names = [f.name for f in fields]
+    unknown = sorted(set(given) - set(names))
+    missing = [f.name for f in fields if f.name not in given and not _was_added(f)]
     if unknown or missing:
         what = "; ".join(
             f"{word} {', '.join(found)}" for word, found in (("unknown", unknown), ("missing", missing)) if found
         )
         raise DataError(f"{where}: {what}; {kind.__name__} has the fields {', '.join(names)}")
-    return kind(**{name: _decode(hints[name], given[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _decode(hints[name], given[name], f"{where}.{name}") for name in names if name in given})
 
 
 def _decode_sequence(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from jaxscale import typed_json
 from jaxscale.errors import UsageError
 
 # What of a layer the backward pass computes again: nothing (False), everything but the layer's input (True), or
@@ -117,6 +118,10 @@ class TransformerConfig:
       tied_output: whether a decoder's output is the token table; an encoder has no output.
       dropout_rate: of embeddings, attention weights and each part's output; used only where a key is passed.
       initial_stddev: of the weights drawn at first.
+      initial_fan_in: whether weights that contract n numbers are drawn with standard deviation 1 / sqrt(n) instead, and
+        no smaller where they write into the residual stream (PaLM).
+      initial_token_stddev: of the first token table; None for `initial_stddev`.
+      scaled_logits: whether scores of tokens are divided by sqrt(D) (PaLM).
     """
 
     kind: Literal["encoder", "decoder"]
@@ -144,6 +149,9 @@ class TransformerConfig:
     tied_output: bool
     dropout_rate: float
     initial_stddev: float
+    initial_fan_in: bool = typed_json.added(False)
+    initial_token_stddev: float | None = typed_json.added(None)
+    scaled_logits: bool = typed_json.added(False)
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size"):
@@ -163,6 +171,15 @@ class TransformerConfig:
             raise UsageError("use_bias=True: experts have no biases; use_bias=False does")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UsageError(f"dropout_rate={self.dropout_rate} must be in [0, 1)")
+
+    def stddev_of(self, num_contracted: int) -> float:
+        """The standard deviation that weights which contract so many numbers are first drawn with."""
+        return 1 / math.sqrt(num_contracted) if self.initial_fan_in else self.initial_stddev
+
+    @property
+    def token_stddev(self) -> float:
+        """The standard deviation that the token table is first drawn with."""
+        return self.initial_stddev if self.initial_token_stddev is None else self.initial_token_stddev
 
     @property
     def num_params(self) -> int:

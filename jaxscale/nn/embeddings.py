@@ -30,6 +30,7 @@ class Embeddings(nnx.Module):
         num_positions: int,
         num_token_types: int,
         d_model: int,
+        token_stddev: float,
         stddev: float,
         key: Key[Array, ""],
     ):
@@ -40,14 +41,15 @@ class Embeddings(nnx.Module):
           num_positions: of the position table; 0 for none.
           num_token_types: of the type table; 0 for none.
           d_model: D.
-          stddev: of the initial rows.
+          token_stddev: of the tokens' initial rows.
+          stddev: of the other initial rows.
           key: random key.
         """
 
         def table(name: str, num_rows: int) -> Table | None:
             return Table(num_rows, d_model, stddev=stddev, key=named_key(key, name)) if num_rows else None
 
-        self.token = Table(vocab_size, d_model, stddev=stddev, key=named_key(key, "token"))
+        self.token = Table(vocab_size, d_model, stddev=token_stddev, key=named_key(key, "token"))
         self.position = table("position", num_positions)
         self.token_type = table("token_type", num_token_types)
 

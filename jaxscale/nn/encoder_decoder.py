@@ -62,7 +62,7 @@ class EncoderDecoder(nnx.Module):
         self.config = config
         decoder = config.decoder
         self.token = Table(
-            decoder.vocab_size, decoder.d_model, stddev=decoder.initial_stddev, key=named_key(key, "token")
+            decoder.vocab_size, decoder.d_model, stddev=decoder.token_stddev, key=named_key(key, "token")
         )
         self.encoder = Stack(config.encoder, reads_memory=False, scanned=scanned, key=named_key(key, "encoder"))
         self.decoder = Stack(decoder, reads_memory=True, scanned=scanned, key=named_key(key, "decoder"))
@@ -96,7 +96,7 @@ class EncoderDecoder(nnx.Module):
         hidden, of_decoder = self.decoder(
             self.token(tokens).astype(jnp.float32), around, dropout_key=decoder_key, remat=remat
         )
-        scores = scores_of_tokens(self.output, self.token.table[...], hidden, compute_dtype)
+        scores = scores_of_tokens(self.config.decoder, self.output, self.token.table[...], hidden, compute_dtype)
         return scores, (of_encoder, of_decoder)
 
     def _around(

@@ -144,9 +144,10 @@ def palm_config(
 ) -> TransformerConfig:
     """A decoder in PaLM's layout: parallel layers, one key-value head, SwiGLU of 4 D, LayerNorm, no biases, tied.
 
-    PaLM also divides its logits by sqrt(D), and draws its first token table from N(0, 1); this does neither.
+    Its weights are drawn with standard deviation 1 / sqrt(fan in) but the token table's, 1 (cut at two of them, as all
+    weights here), and its logits are divided by sqrt(D).
 
-    Reference: Chowdhery et al. 2022, section 2, https://arxiv.org/abs/2204.02311
+    Reference: Chowdhery et al. 2022, section 2 and section 5 ("Weight initialization"), https://arxiv.org/abs/2204.02311
     """
     llama = decoder_config(
         num_layers=num_layers,
@@ -158,7 +159,14 @@ def palm_config(
         vocab_size=vocab_size,
         max_positions=max_positions,
     )
-    return dataclasses.replace(llama, norm="layernorm", parallel=True)
+    return dataclasses.replace(
+        llama,
+        norm="layernorm",
+        parallel=True,
+        initial_fan_in=True,
+        initial_token_stddev=1.0,
+        scaled_logits=True,
+    )
 
 
 def t5_config(

@@ -56,8 +56,7 @@ class Layer(nnx.Module):
           reads_memory: whether a second attention, over an encoder's output, comes between the two (pre-norm only).
           key: random key.
         """
-        stddev = config.initial_stddev
-        out_stddev = residual_stddev(stddev, config.num_layers) if config.norm_placement == "pre" else stddev
+        stddev = config.stddev_of(config.d_model)
         self.norm_placement = config.norm_placement
         self.parallel = config.parallel
         self.dropout_rate = config.dropout_rate
@@ -74,7 +73,7 @@ class Layer(nnx.Module):
                 scaled_scores=config.scaled_scores,
                 dropout_rate=config.dropout_rate,
                 stddev=stddev,
-                out_stddev=out_stddev,
+                out_stddev=_out_stddev(config, config.num_heads * config.head_dim),
                 key=named_key(key, name),
             )
 
@@ -82,7 +81,7 @@ class Layer(nnx.Module):
         self.attention_norm = _norm(config)
         self.cross_attention = attention("cross_attention", rotary=False) if reads_memory else None
         self.cross_attention_norm = _norm(config) if reads_memory else None
-        self.mlp = _mlp(config, stddev=stddev, out_stddev=out_stddev, key=named_key(key, "mlp"))
+        self.mlp = _mlp(config, stddev=stddev, out_stddev=_out_stddev(config, config.d_ff), key=named_key(key, "mlp"))
         self.mlp_norm = None if config.parallel else _norm(config)
 
     def __call__(
@@ -220,6 +219,13 @@ def _mlp(config: TransformerConfig, *, stddev: float, out_stddev: float, key: Ke
         out_stddev=out_stddev,
         key=key,
     )
+
+
+def _out_stddev(config: TransformerConfig, num_contracted: int) -> float:
+    """Of weights that write into the residual stream."""
+    stddev = config.stddev_of(num_contracted)
+    is_smaller = config.norm_placement == "pre" and not config.initial_fan_in
+    return residual_stddev(stddev, config.num_layers) if is_smaller else stddev
 
 
 def _norm(config: TransformerConfig) -> nnx.Module:

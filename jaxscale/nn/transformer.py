@@ -1,6 +1,7 @@
 """One Transformer: an encoder in BERT's layout, a decoder in Llama's, and what lies between, by its configuration."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 from flax import nnx
@@ -34,6 +35,7 @@ class Transformer(nnx.Module):
             num_positions=config.max_positions if config.positions == "learned" else 0,
             num_token_types=config.type_vocab_size,
             d_model=config.d_model,
+            token_stddev=config.token_stddev,
             stddev=config.initial_stddev,
             key=named_key(key, "embeddings"),
         )
@@ -80,7 +82,7 @@ class Transformer(nnx.Module):
         """Returns a decoder's scores of every next token, in float32."""
         if self.config.kind != "decoder":
             raise UsageError(f"kind={self.config.kind!r} has no output over the vocabulary; a decoder has")
-        return scores_of_tokens(self.output, self.embeddings.token.table[...], hidden, compute_dtype)
+        return scores_of_tokens(self.config, self.output, self.embeddings.token.table[...], hidden, compute_dtype)
 
 
 def relative_positions(config: TransformerConfig, *, key: Key[Array, ""]) -> RelativePositions | None:
@@ -103,18 +105,28 @@ def make_output(config: TransformerConfig, *, key: Key[Array, ""]) -> Linear | N
         (config.d_model,),
         (config.vocab_size,),
         use_bias=False,
-        stddev=config.initial_stddev,
+        stddev=config.stddev_of(config.d_model),
         key=named_key(key, "output"),
     )
 
 
 def scores_of_tokens(
-    output: Linear | None, table: Float[Array, "V D"], hidden: Float[Array, "B S D"], compute_dtype: DTypeLike
+    config: TransformerConfig,
+    output: Linear | None,
+    table: Float[Array, "V D"],
+    hidden: Float[Array, "B S D"],
+    compute_dtype: DTypeLike,
 ) -> Float32[Array, "B S V"]:
     """Hidden states through the output or, where there is none, against the token table."""
+    hidden = scaled_for_logits(config, hidden)
     if output is not None:
         return output(hidden.astype(compute_dtype), compute_dtype)
     return contract(hidden.astype(compute_dtype), table, contracted=((2,), (1,)), compute_dtype=compute_dtype)
+
+
+def scaled_for_logits(config: TransformerConfig, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """The hidden states that the output is multiplied with: divided by sqrt(D) where scores are to be."""
+    return hidden / jnp.asarray(math.sqrt(config.d_model), hidden.dtype) if config.scaled_logits else hidden
 
 
 def check_length(config: TransformerConfig, tokens: Int[Array, "B S"], what: str) -> None:

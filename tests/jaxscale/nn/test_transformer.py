@@ -298,3 +298,21 @@ def test_refuses_a_configuration_that_cannot_be(field, value):
 def test_refuses_a_sequence_over_its_limit():
     with pytest.raises(UsageError, match="max_positions=16"):
         apply(ENCODER, random_params(ENCODER), *batch(length=17))
+
+
+def test_palm_starts_by_fan_in_and_divides_its_logits():
+    wide = palm_config(num_layers=2, d_model=64, num_heads=4, head_dim=32, vocab_size=500, max_positions=8)
+    params = functional.init_params(wide, jax.random.key(0))
+    # Cut at two standard deviations, a normal distribution keeps 0.880 of its spread.
+    expected = {
+        "token": (params["embeddings"]["token"]["table"], 1.0),
+        "query": (params["layers"]["attention"]["query"]["kernel"], 64**-0.5),
+        "out": (params["layers"]["attention"]["out"]["kernel"], 128**-0.5),
+        "down": (params["layers"]["mlp"]["down"]["kernel"], 256**-0.5),
+    }
+    for name, (leaf, stddev) in expected.items():
+        np.testing.assert_allclose(np.std(leaf), 0.880 * stddev, rtol=0.03, err_msg=name)
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 64)), jnp.float32)
+    undivided = dataclasses.replace(wide, scaled_logits=False)
+    got, whole = (functional.logits(config, params, hidden) for config in (wide, undivided))
+    np.testing.assert_allclose(got, np.asarray(whole) / 8, rtol=1e-5, atol=1e-6)
