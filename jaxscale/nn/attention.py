@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
+from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import RopeScaling
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.keys import named_key
@@ -122,13 +123,11 @@ class Attention(nnx.Module):
 
         Rotary positions are of `x` and `source` alike: with them, `source` is `x`.
         """
-        query, key = self.query(x, compute_dtype), self.key(source, compute_dtype)
-        if self.rope_base is not None:
-            query, key = (rotate(heads, positions, self.rope_base, self.rope_scaling) for heads in (query, key))
+        query, key, value = self._heads(x, source, positions, compute_dtype)
         mixed = attend(
-            query.astype(compute_dtype),
-            key.astype(compute_dtype),
-            self.value(source, compute_dtype).astype(compute_dtype),
+            query,
+            key,
+            value,
             allowed,
             compute_dtype=compute_dtype,
             bias=bias,
@@ -137,3 +136,40 @@ class Attention(nnx.Module):
             dropout_key=dropout_key,
         )
         return self.out(mixed.astype(compute_dtype), compute_dtype)
+
+    def extend(
+        self,
+        x: Float[Array, "B S D"],
+        cache: KeyValues,
+        allowed: Bool[Array, "#B #S T"] | None,
+        positions: Int[Array, "B S"],
+        bias: Float32[Array, "#B H S T"] | None,
+        compute_dtype: DTypeLike,
+    ) -> tuple[Float32[Array, "B S D"], KeyValues]:
+        """As a call in which `x` reads itself and, through the cache, what was read before it; and the cache with x."""
+        query, key, value = self._heads(x, x, positions, compute_dtype)
+        cache = cache.written(key, value, positions)
+        mixed = attend(
+            query,
+            cache.keys,
+            cache.values,
+            allowed,
+            compute_dtype=compute_dtype,
+            bias=bias,
+            scaled=self.scaled_scores,
+        )
+        return self.out(mixed.astype(compute_dtype), compute_dtype), cache
+
+    def _heads(
+        self,
+        x: Float[Array, "B S D"],
+        source: Float[Array, "B T D"],
+        positions: Int[Array, "#B S"],
+        compute_dtype: DTypeLike,
+    ) -> tuple[Float[Array, "B S H C"], Float[Array, "B T K C"], Float[Array, "B T K C"]]:
+        """Queries of x, keys and values of the source, in the compute dtype."""
+        query, key = self.query(x, compute_dtype), self.key(source, compute_dtype)
+        if self.rope_base is not None:
+            query, key = (rotate(heads, positions, self.rope_base, self.rope_scaling) for heads in (query, key))
+        query, key = query.astype(compute_dtype), key.astype(compute_dtype)
+        return query, key, self.value(source, compute_dtype).astype(compute_dtype)

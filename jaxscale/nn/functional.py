@@ -30,6 +30,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
+from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.encoder_decoder import EncoderDecoder
 from jaxscale.nn.experts import RouterLosses
@@ -117,7 +118,7 @@ def apply_with_router(
     remat: Remat = False,
 ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
     """As `apply`, and the mean over layers of the losses of their routers; None without experts."""
-    hidden, losses = nnx.merge(_graphdef(config, _is_stacked(params)), params)(
+    hidden, losses = nnx.merge(_graphdef(config, is_stacked(params)), params)(
         tokens,
         mask,
         compute_dtype=compute_dtype,
@@ -183,7 +184,7 @@ def logits(
     Raises:
       UsageError: the model is an encoder.
     """
-    return nnx.merge(_graphdef(config, _is_stacked(params)), params).logits(hidden, compute_dtype=compute_dtype)
+    return nnx.merge(_graphdef(config, is_stacked(params)), params).logits(hidden, compute_dtype=compute_dtype)
 
 
 def masked_token_logits(
@@ -207,6 +208,37 @@ def masked_token_logits(
     return contract(hidden.astype(compute_dtype), table, contracted=((2,), (1,)), compute_dtype=compute_dtype)
 
 
+def extend(
+    config: TransformerConfig,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    caches: list[KeyValues],
+    first: Int[Array, " B"],
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> tuple[Float32[Array, "B S D"], list[KeyValues]]:
+    """A decoder's hidden states of tokens that follow others, which are read from the caches and not computed again.
+
+    Rows stand where they begin, at position 0, whatever their lengths: what lies in a cache to the right of a token is
+    not read, and is overwritten when the row comes there. So a row may be filled up with anything.
+
+    Args:
+      config: the model.
+      params: its parameters, unstacked.
+      tokens: ids in [0, V).
+      caches: `empty_caches` at first, then what the last call returned; no row may go beyond their T places.
+      first: the position of each row's first token here: how many of the row are in the caches.
+      compute_dtype: as for `apply`, and the caches'.
+
+    Returns:
+      The hidden states, as `apply` gives them for whole rows, and the caches with these tokens.
+    """
+    hidden, caches = nnx.merge(_graphdef(config, False), params).extend(
+        tokens, caches, first, compute_dtype=compute_dtype
+    )
+    return hidden, caches
+
+
 def unstack_layers(params: Params) -> Params:
     """The same parameters with each layer by itself, for inference: no slice of a stack is copied, nothing is scanned.
 
@@ -224,7 +256,8 @@ def unstack_layers(params: Params) -> Params:
     }
 
 
-def _is_stacked(params: Params) -> bool:
+def is_stacked(params: Params) -> bool:
+    """Whether a Transformer's layers are stacked, as training has them, and not by themselves."""
     return 0 not in params["layers"]
 
 

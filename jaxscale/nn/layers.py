@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.nn.attention import Attention
+from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.experts import Experts, RouterLosses
@@ -37,12 +38,12 @@ class Surroundings:
       memory_allowed: which positions of it may be read; None: all.
     """
 
-    allowed: Bool[Array, "#B #S S"] | None
+    allowed: Bool[Array, "#B #S T"] | None
     positions: Int[Array, "#B S"]
-    bias: Float32[Array, "#B H S S"] | None
+    bias: Float32[Array, "#B H S T"] | None
     compute_dtype: DTypeLike
-    memory: Float[Array, "B T D"] | None = None
-    memory_allowed: Bool[Array, "#B 1 T"] | None = None
+    memory: Float[Array, "B M D"] | None = None
+    memory_allowed: Bool[Array, "#B 1 M"] | None = None
 
 
 class Layer(nnx.Module):
@@ -88,21 +89,50 @@ class Layer(nnx.Module):
         self, x: Float[Array, "B S D"], around: Surroundings, dropout_key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "B S D"], RouterLosses | None]:
         """Returns the layer's output in x's dtype, and its router's losses, if it has one."""
+        x, losses, _ = self._run(x, around, None, dropout_key)
+        return x, losses
+
+    def extend(
+        self, x: Float[Array, "B S D"], around: Surroundings, cache: KeyValues
+    ) -> tuple[Float[Array, "B S D"], KeyValues]:
+        """As a call without dropout whose attention reads the cache; and the cache, with x in it."""
+        x, _, extended = self._run(x, around, cache, None)
+        return x, cache if extended is None else extended
+
+    def _run(
+        self,
+        x: Float[Array, "B S D"],
+        around: Surroundings,
+        cache: KeyValues | None,
+        dropout_key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "B S D"], RouterLosses | None, KeyValues | None]:
         names = ("weights", "attention", "mlp")
         weights_key, attention_key, mlp_key = (_named(dropout_key, name) for name in names)
         dtype = around.compute_dtype
         pre = self.norm_placement == "pre"
         normed = self.attention_norm(x).astype(dtype) if pre else x
-        read = self.attention(normed, normed, around.allowed, around.positions, around.bias, dtype, weights_key)
+        read, cache = self._attend(normed, around, cache, weights_key)
         read = x.astype(jnp.float32) + dropout(read, self.dropout_rate, attention_key)
         if self.mlp_norm is None:
             made, losses = self._run_mlp(normed, dtype)
-            return (read + dropout(made, self.dropout_rate, mlp_key)).astype(x.dtype), losses
+            return (read + dropout(made, self.dropout_rate, mlp_key)).astype(x.dtype), losses, cache
         x = (read if pre else self.attention_norm(read)).astype(x.dtype)
         x = self._read_memory(x, around, dropout_key)
         made, losses = self._run_mlp(self.mlp_norm(x).astype(dtype) if pre else x, dtype)
         made = x.astype(jnp.float32) + dropout(made, self.dropout_rate, mlp_key)
-        return (made if pre else self.mlp_norm(made)).astype(x.dtype), losses
+        return (made if pre else self.mlp_norm(made)).astype(x.dtype), losses, cache
+
+    def _attend(
+        self,
+        x: Float[Array, "B S D"],
+        around: Surroundings,
+        cache: KeyValues | None,
+        dropout_key: Key[Array, ""] | None,
+    ) -> tuple[Float32[Array, "B S D"], KeyValues | None]:
+        allowed, positions, bias, dtype = around.allowed, around.positions, around.bias, around.compute_dtype
+        if cache is None:
+            return self.attention(x, x, allowed, positions, bias, dtype, dropout_key), None
+        return self.attention.extend(x, cache, allowed, positions, bias, dtype)
 
     def _run_mlp(
         self, x: Float[Array, "B S D"], compute_dtype: DTypeLike
@@ -187,6 +217,27 @@ def run_layers(
     unroll = num_layers <= _MAX_UNROLLED_LAYERS
     x, of_layers = jax.lax.scan(_with_remat(body, remat), x, (stacked, keys), unroll=unroll)
     return x, jax.tree.map(jnp.mean, of_layers)
+
+
+def extend_layers(
+    layers: nnx.List, x: Float[Array, "B S D"], around: Surroundings, caches: list[KeyValues]
+) -> tuple[Float[Array, "B S D"], list[KeyValues]]:
+    """Runs layers that stand by themselves on tokens that read, through a cache of each layer, what came before them.
+
+    Args:
+      layers: as `make_layers` made them, not scanned: the loop over tokens then changes each cache in place.
+      x: the residual stream of the new tokens.
+      around: what they read beside it and the caches.
+      caches: of the layers.
+
+    Returns:
+      The stream after the last layer, and the caches with the new tokens.
+    """
+    extended = []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, cache = layer.extend(x, around, cache)
+        extended.append(cache)
+    return x, extended
 
 
 def _with_remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

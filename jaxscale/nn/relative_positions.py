@@ -57,9 +57,17 @@ class RelativePositions(nnx.Module):
         draw = jax.random.truncated_normal(named_key(key, "table"), -2, 2, shape, jnp.float32)
         self.table = nnx.Param(stddev * draw)
 
-    def __call__(self, positions: Int[Array, "#B S"]) -> Float32[Array, "#B H S S"]:
-        """Returns what is added to the score of every query (third dim) and key (fourth)."""
-        relative = positions[:, None, :] - positions[:, :, None]
+    def __call__(
+        self, positions: Int[Array, "#B S"], key_positions: Int[Array, "#B T"] | None = None
+    ) -> Float32[Array, "#B H S T"]:
+        """Returns what is added to the score of every query (third dim) and key (fourth).
+
+        Args:
+          positions: of the queries.
+          key_positions: of the keys; None: the same.
+        """
+        keys = positions if key_positions is None else key_positions
+        relative = keys[:, None, :] - positions[:, :, None]
         buckets = distance_buckets(relative, both_ways=self.both_ways)
         biases = jnp.take(self.table[...].astype(jnp.float32), buckets, axis=0, mode="clip")
         return biases.transpose(0, 3, 1, 2)

@@ -9,12 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
+from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.embeddings import Embeddings
 from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.keys import named_key
-from jaxscale.nn.layers import Surroundings, make_layers, run_layers
+from jaxscale.nn.layers import Surroundings, extend_layers, make_layers, run_layers
 from jaxscale.nn.linear import Linear, contract
 from jaxscale.nn.norm import make_norm
 from jaxscale.nn.relative_positions import RelativePositions
@@ -76,6 +77,23 @@ class Transformer(nnx.Module):
         x, losses = run_layers(self.layers, config.num_layers, x, around, dropout_key=dropout_key, remat=remat)
         return (self.norm(x) if config.norm_placement == "pre" else x.astype(jnp.float32)), losses
 
+    def extend(
+        self,
+        tokens: Int[Array, "B S"],
+        caches: list[KeyValues],
+        first: Int[Array, " B"],
+        *,
+        compute_dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float32[Array, "B S D"], list[KeyValues]]:
+        """Returns hidden states of tokens that follow others, and the caches; see `jaxscale.nn.functional.extend`."""
+        config = self.config
+        positions = first[:, None] + default_positions(tokens)
+        x = self.embeddings(tokens, positions, jnp.zeros_like(tokens))
+        x = (self.norm(x) if config.norm_placement == "post" else x).astype(compute_dtype)
+        around = cached_surroundings(positions, caches, self.relative_positions, compute_dtype)
+        x, caches = extend_layers(self.layers, x, around, caches)
+        return (self.norm(x) if config.norm_placement == "pre" else x.astype(jnp.float32)), caches
+
     def logits(
         self, hidden: Float[Array, "B S D"], *, compute_dtype: DTypeLike = jnp.float32
     ) -> Float32[Array, "B S V"]:
@@ -83,6 +101,22 @@ class Transformer(nnx.Module):
         if self.config.kind != "decoder":
             raise UsageError(f"kind={self.config.kind!r} has no output over the vocabulary; a decoder has")
         return scores_of_tokens(self.config, self.output, self.embeddings.token.table[...], hidden, compute_dtype)
+
+
+def cached_surroundings(
+    positions: Int[Array, "B S"],
+    caches: list[KeyValues],
+    relative: RelativePositions | None,
+    compute_dtype: DTypeLike,
+) -> Surroundings:
+    """What layers read beside the stream where keys and values of all tokens lie in caches, by position."""
+    places = jnp.arange(caches[0].keys.shape[1], dtype=jnp.int32)[None, :]
+    return Surroundings(
+        allowed=places[:, None, :] <= positions[:, :, None],
+        positions=positions,
+        bias=None if relative is None else relative(positions, places),
+        compute_dtype=compute_dtype,
+    )
 
 
 def relative_positions(config: TransformerConfig, *, key: Key[Array, ""]) -> RelativePositions | None:
