@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan diff": ("plan_diff", "what changed between two plans that `plan --json` or `explain --json` wrote"),
     "tune": ("tune", "the fastest mesh, remat, microbatches and precision that fit, the best of them compiled"),
     "train": ("train", "trains a recipe; the same command again resumes"),
+    "generate": ("generate", "prompts -> what a trained decoder writes after them"),
     "import hf": ("import_hf", "a Hugging Face folder of the BERT family -> a model folder"),
     "embed": ("embed", "a corpus -> committed vectors"),
     "index build": ("index_build", "committed vectors -> a committed index with its measured recall"),
