@@ -10,15 +10,15 @@ import numpy as np
 
 from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
-from jaxscale.errors import DataError
+from jaxscale.errors import DataError, UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.store import arrays, commit
 from jaxscale.store.checksums import Check
 
 FORMAT = "jaxscale.model"
-VERSION = 2
+VERSION = 3
 # What every model did before version 2 could say otherwise.
 _SINCE_VERSION_2 = {"rope_scaling": None, "scaled_scores": True, "parallel": False, "experts": None}
 MODEL_FILE = "model.json"
@@ -47,7 +47,7 @@ class SentenceSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """A Transformer with its parameters and its tokenizer.
+    """A Transformer, or an encoder-decoder, with its parameters and its tokenizer.
 
     Attributes:
       config: the model.
@@ -57,18 +57,38 @@ class ModelFolder:
       provenance: where it came from, name to text, e.g. `{"source": "huggingface", "model.safetensors": <sha256>}`.
     """
 
-    config: TransformerConfig
+    config: TransformerConfig | EncoderDecoderConfig
     params: Params
     tokenizer: Tokenizer
     settings: SentenceSettings | None
     provenance: dict[str, str]
 
+    @property
+    def transformer(self) -> TransformerConfig:
+        """The configuration of the one Transformer that the model is.
+
+        Raises:
+          UsageError: it is an encoder-decoder.
+        """
+        if isinstance(self.config, EncoderDecoderConfig):
+            raise UsageError("the model is an encoder-decoder, which reads a source; expected a decoder or an encoder")
+        return self.config
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Card:
-    """What model.json holds."""
+    """What model.json holds of a Transformer."""
 
     config: TransformerConfig
+    settings: SentenceSettings | None
+    provenance: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _EncoderDecoderCard:
+    """What it holds of an encoder-decoder; told apart by its configuration's two parts."""
+
+    config: EncoderDecoderConfig
     settings: SentenceSettings | None
     provenance: dict[str, str]
 
@@ -91,7 +111,7 @@ def save_model(path: str | Path, model: ModelFolder, *, replace: bool = False) -
     """
     check_params(model.config, model.params)
     check_vocabulary(model.config, model.tokenizer)
-    card = _Card(config=model.config, settings=model.settings, provenance=model.provenance)
+    card = {"config": model.config, "settings": model.settings, "provenance": model.provenance}
     with commit.draft(path, format=FORMAT, version=VERSION, replace=replace) as draft:
         text = json.dumps(typed_json.encode(card), indent=2, sort_keys=True, ensure_ascii=False)
         (draft.path / MODEL_FILE).write_text(text + "\n", encoding="utf-8")
@@ -120,7 +140,9 @@ def load_model(path: str | Path, check: Check = "full") -> ModelFolder:
     text = json.loads((committed.path / MODEL_FILE).read_text(encoding="utf-8"))
     if committed.manifest.version == 1:
         text["config"] |= _SINCE_VERSION_2
-    card = typed_json.decode(_Card, text, MODEL_FILE)
+    two_parts = isinstance(text, dict) and isinstance(text.get("config"), dict) and "encoder" in text["config"]
+    kind: type[_Card | _EncoderDecoderCard] = _EncoderDecoderCard if two_parts else _Card
+    card = typed_json.decode(kind, text, MODEL_FILE)
     params = arrays.read_tree(committed.path / PARAMS_FOLDER)
     tokenizer = Tokenizer.load(committed.path / TOKENIZER_FILE)
     check_params(card.config, params)
@@ -130,7 +152,7 @@ def load_model(path: str | Path, check: Check = "full") -> ModelFolder:
     )
 
 
-def check_params(config: TransformerConfig, params: Params) -> None:
+def check_params(config: TransformerConfig | EncoderDecoderConfig, params: Params) -> None:
     """Compares a tree of parameters with the one that `config` asks for.
 
     Raises:
@@ -151,14 +173,15 @@ def check_params(config: TransformerConfig, params: Params) -> None:
             raise DataError(f"parameter {path} holds numbers that are not finite")
 
 
-def check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer) -> None:
+def check_vocabulary(config: TransformerConfig | EncoderDecoderConfig, tokenizer: Tokenizer) -> None:
     """Refuses a tokenizer with more ids than the model has rows.
 
     Raises:
       DataError: it has.
     """
-    if tokenizer.vocab_size > config.vocab_size:
+    vocab_size = config.decoder.vocab_size if isinstance(config, EncoderDecoderConfig) else config.vocab_size
+    if tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size={config.vocab_size}: "
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size={vocab_size}: "
             "these two do not belong together"
         )

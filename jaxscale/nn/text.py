@@ -57,9 +57,9 @@ def generate_text(
     """
     tokenizer = model.tokenizer
     stop_ids = _stop_ids(tokenizer, stop)
-    tokens = [_prompt_ids(tokenizer, prompt, model.config.max_positions) for prompt in prompts]
+    tokens = [_prompt_ids(tokenizer, prompt, model.transformer.max_positions) for prompt in prompts]
     made = generate(
-        model.config,
+        model.transformer,
         jax.tree.map(jnp.asarray, model.params),
         tokens,
         max_new_tokens=max_new_tokens,

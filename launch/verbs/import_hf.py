@@ -29,7 +29,7 @@ class Command:
 
         model = import_bert(self.folder)
         identity = save_model(self.out, model)
-        config = model.config
+        config = model.transformer
         print(
             f"{self.out}: encoder, {config.num_layers} layers, {config.d_model} wide, {config.num_params:,} parameters"
         )

@@ -89,7 +89,7 @@ def _towers_of_model(model: ModelFolder, overrides: EncoderOverrides) -> LoadedT
     settings = model.settings or SentenceSettings(
         pooling="mean",
         normalize=True,
-        max_length=model.config.max_positions,
+        max_length=model.transformer.max_positions,
         query_prefix="",
         document_prefix="",
     )
@@ -97,7 +97,7 @@ def _towers_of_model(model: ModelFolder, overrides: EncoderOverrides) -> LoadedT
     query, document = (
         Encoder(
             config=EncoderConfig(
-                transformer=model.config,
+                transformer=model.transformer,
                 pooling=settings.pooling,
                 normalize=settings.normalize,
                 projection_dim=None,

@@ -11,9 +11,10 @@ from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError, VerificationError
 from jaxscale.nn import functional
-from jaxscale.nn.families import decoder_config
+from jaxscale.nn.families import decoder_config, t5_config
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, check_params, load_model, save_model
 from jaxscale.store import arrays, commit
+from tests.jaxscale.random_params import random_params
 
 
 @pytest.fixture
@@ -41,6 +42,28 @@ def test_comes_back_as_it_was_written(model, tmp_path):
     assert got.tokenizer.fingerprint == model.tokenizer.fingerprint
     jax.tree.map(np.testing.assert_array_equal, got.params, model.params)
     assert len(identity) == 64
+
+
+def test_an_encoder_decoder_comes_back_as_it_was_written(model, tmp_path):
+    vocab_size = model.tokenizer.vocab_size
+    sizes = {"num_layers": 1, "d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16, "max_positions": 8}
+    config = t5_config(vocab_size=vocab_size, **sizes)
+    both = dataclasses.replace(model, config=config, params=random_params(config), settings=None)
+    save_model(tmp_path / "model", both)
+    got = load_model(tmp_path / "model")
+    assert got.config == config
+    jax.tree.map(np.testing.assert_array_equal, got.params, both.params)
+    with pytest.raises(UsageError, match="encoder-decoder, which reads a source"):
+        _ = got.transformer
+    small = t5_config(vocab_size=vocab_size - 1, **sizes)
+    with pytest.raises(DataError, match="do not belong together"):
+        save_model(tmp_path / "small", dataclasses.replace(both, config=small, params=random_params(small)))
+
+
+def test_fields_that_came_later_are_kept(model, tmp_path):
+    config = dataclasses.replace(model.config, scaled_logits=True, initial_token_stddev=1.0)
+    save_model(tmp_path / "model", dataclasses.replace(model, config=config))
+    assert load_model(tmp_path / "model").config == config
 
 
 def test_the_same_model_has_the_same_identity(model, tmp_path):
