@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxscale.train.language_model import token_loss
+from jaxscale.train.token_loss import token_loss
 
 Loss = Callable[[Any, Any], jax.Array]
 

@@ -9,19 +9,16 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Key
+from jaxtyping import Array, Float32, Key
 
 from jaxscale.errors import UsageError
-from jaxscale.nn import functional
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.shrink import shrink
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
-
-# A target below zero: nothing is predicted there.
-NO_TARGET = -1
+from jaxscale.train.token_prediction import TokenPrediction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class LanguageModelJob:
         training, dims = self.training, (self.training.global_batch_size, self.sequence_length)
         return PlannedStep(
             loss=lambda params, batch: self.loss(params, batch, named_key(training.seed, "loss")),
-            params=jax.eval_shape(lambda: functional.init_params(self.transformer, named_key(training.seed, "params"))),
+            params=jax.eval_shape(lambda: self.computation.init_params(named_key(training.seed, "params"))),
             batch={name: jax.ShapeDtypeStruct(dims, jnp.int32) for name in ("tokens", "targets")},
             optimizer=training.optimizer.transformation(),
             num_tokens=dims[0] * dims[1],
@@ -88,24 +85,19 @@ class LanguageModelJob:
           batch: as `planned_step` describes it.
           key: for dropout.
         """
-        compute_dtype = jnp.dtype(self.training.compute_dtype)
-        hidden, router = functional.apply_with_router(
-            self.transformer,
-            params,
-            batch["tokens"],
-            None,
-            segments=batch.get("segments"),
-            positions=batch.get("positions"),
-            compute_dtype=compute_dtype,
-            dropout_key=key if self.transformer.dropout_rate else None,
+        return self.computation.loss(params, batch, key)[0]
+
+    @property
+    def computation(self) -> TokenPrediction:
+        """First parameters and loss."""
+        return TokenPrediction(
+            transformer=self.transformer,
+            z_loss=self.z_loss,
+            load_balance_loss=self.load_balance_loss,
+            router_z_loss=self.router_z_loss,
             remat=self.remat,
+            compute_dtype=self.training.compute_dtype,
         )
-        scores_of = functional.logits if self.transformer.kind == "decoder" else functional.masked_token_logits
-        scores = scores_of(self.transformer, params, hidden, compute_dtype=compute_dtype)
-        loss = token_loss(scores, batch["targets"], z_loss=self.z_loss)
-        if router is None:
-            return loss
-        return loss + self.load_balance_loss * router.load_balance + self.router_z_loss * router.z
 
     def shrunk(self, *, num_layers: int = 2, sequence_length: int = 16, global_batch_size: int = 16) -> Self:
         """A job of the same structure that any machine can run, in float32; see `jaxscale.nn.shrink`.
@@ -121,30 +113,3 @@ class LanguageModelJob:
             sequence_length=sequence_length,
             training=dataclasses.replace(self.training, global_batch_size=global_batch_size, compute_dtype="float32"),
         )
-
-
-def token_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], *, z_loss: float = 0.0) -> Float32[Array, ""]:
-    """The mean over predicted tokens of `log Z - logits[target] + z_loss (log Z)^2`, with `Z = sum exp(logits)`.
-
-    Args:
-      logits: scores of every token of the vocabulary.
-      targets: the token to predict; `NO_TARGET` where there is none.
-      z_loss: weight of the term that keeps log Z near 0.
-
-    Returns:
-      float32; 0 where nothing is predicted.
-
-    Reference: the z-loss: Chowdhery et al. 2022 (PaLM), section 5, https://arxiv.org/abs/2204.02311
-
-    >>> uniform = jnp.zeros((1, 2, 8))
-    >>> float(token_loss(uniform, jnp.array([[3, NO_TARGET]]))) == float(jnp.log(8.0))
-    True
-    """
-    logits = logits.astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    # Compared and summed, not looked up: where devices share the vocabulary, each needs only its own part of it.
-    vocabulary = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
-    of_target = jnp.sum(jnp.where(vocabulary == targets[:, :, None], logits, 0.0), axis=-1)
-    predicted = (targets >= 0).astype(jnp.float32)
-    losses = (log_z - of_target + z_loss * jnp.square(log_z)) * predicted
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(predicted), 1.0)

@@ -17,9 +17,9 @@ from jaxscale.nn.config import EncoderDecoderConfig, Remat
 from jaxscale.nn.functional import Params
 from jaxscale.nn.shrink import shrink_encoder_decoder
 from jaxscale.train.job import Operation, TrainingIdentity
-from jaxscale.train.language_model import token_loss
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
+from jaxscale.train.token_loss import token_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

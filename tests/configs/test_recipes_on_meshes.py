@@ -10,7 +10,7 @@ from jaxscale.mesh import MeshSpec
 from jaxscale.nn import experts, functional
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
-from jaxscale.train.language_model import NO_TARGET
+from jaxscale.train.token_loss import NO_TARGET
 from launch.recipes import all_recipes
 from tests.configs.on_meshes import MESHES, far_leaves, gradient_on_mesh, on_mesh, on_one_device
 from tests.jaxscale.random_params import random_like

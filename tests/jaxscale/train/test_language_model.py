@@ -13,8 +13,9 @@ from jaxscale.nn import functional
 from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
-from jaxscale.train.language_model import NO_TARGET, LanguageModelJob, token_loss
+from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+from jaxscale.train.token_loss import NO_TARGET, token_loss
 from tests.jaxscale.random_params import random_params
 
 DECODER = decoder_config(

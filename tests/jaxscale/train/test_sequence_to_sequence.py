@@ -13,9 +13,9 @@ from jaxscale.nn import functional
 from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import t5_config
 from jaxscale.train.job import Operation, TrainingIdentity
-from jaxscale.train.language_model import NO_TARGET
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 from jaxscale.train.sequence_to_sequence import SequenceToSequenceJob
+from jaxscale.train.token_loss import NO_TARGET
 from tests.jaxscale.random_params import random_params
 
 JOB = SequenceToSequenceJob(

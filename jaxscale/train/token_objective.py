@@ -1,0 +1,143 @@
+"""The objective of a language model: rows of tokens, the loss of predicting them, held-out text, a model folder."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int64, Key
+
+from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.nn.functional import Params
+from jaxscale.nn.model_folder import ModelFolder, save_model
+from jaxscale.train.held_out import HeldOutText
+from jaxscale.train.masking import MaskingConfig, mask_tokens
+from jaxscale.train.token_prediction import TokenPrediction
+
+# The leaves of a batch, all int32 [B S].
+LEAVES = ("tokens", "targets", "segments", "positions")
+
+
+class Rows(Protocol):
+    """The data's order: sample n is the same for whoever asks."""
+
+    def rows(self, first_sample: int, num: int) -> dict[str, np.ndarray]:
+        """Samples first_sample, first_sample + 1, ...: int32 [num S] for each of `LEAVES`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How an encoder's tokens are hidden.
+
+    Attributes:
+      config: which, and what for.
+      mask_id: the mask token.
+      seed: of the run.
+    """
+
+    config: MaskingConfig
+    mask_id: int
+    seed: int
+
+    def applied(
+        self, batch: dict[str, np.ndarray], sample_ids: Int64[np.ndarray, " N"], vocab_size: int
+    ) -> dict[str, np.ndarray]:
+        """The rows with some of their tokens hidden, and those as targets; padding is never among them."""
+        tokens, targets = mask_tokens(
+            batch["tokens"],
+            batch["segments"] > 0,
+            sample_ids,
+            config=self.config,
+            mask_id=self.mask_id,
+            vocab_size=vocab_size,
+            seed=self.seed,
+        )
+        return batch | {"tokens": tokens, "targets": targets}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelObjective:
+    """What `jaxscale.train` trains: see `jaxscale.train.objective.Objective`.
+
+    Attributes:
+      computation: parameters and loss.
+      data: the training text.
+      sequence_length: S.
+      global_batch_size: rows of a batch.
+      masking: of an encoder; None for a decoder.
+      held_out: text to evaluate on, or None.
+      tokenizer: goes into the exported folder.
+      starting_params: host weights to start from, or None.
+      identity: all that makes the run what it is, as JSON values.
+      provenance: of the exported model.
+    """
+
+    computation: TokenPrediction
+    data: Rows
+    sequence_length: int
+    global_batch_size: int
+    masking: Masking | None
+    held_out: HeldOutText | None
+    tokenizer: Tokenizer
+    starting_params: Params | None
+    identity: dict[str, Any]
+    provenance: dict[str, str]
+
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        """Fresh weights; see `TokenPrediction.init_params`."""
+        return self.computation.init_params(key)
+
+    def loss(
+        self, params: Params, batch: Mapping[str, jax.Array], key: Key[Array, ""]
+    ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
+        """The loss of a batch's tokens; see `TokenPrediction.loss`."""
+        return self.computation.loss(params, batch, key)
+
+    def sample_ids(self, number: int) -> Int64[np.ndarray, " B"]:
+        """The samples of batch `number`, by their places in the data's order."""
+        return np.arange(self.global_batch_size, dtype=np.int64) + number * self.global_batch_size
+
+    def batch(self, number: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """Rows of global batch `number`: int32 [B S] for each of `LEAVES`.
+
+        Args:
+          number: 0 for the first batch of the data's order.
+          rows: which of its rows; each process asks for its own.
+        """
+        ids = self.sample_ids(number)[rows]
+        batch = self.data.rows(int(ids[0]), len(ids))
+        if self.masking is None:
+            return batch
+        return self.masking.applied(batch, ids, self.computation.transformer.vocab_size)
+
+    def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """The one shape that batches have."""
+        return [batch_shape(self.global_batch_size, self.sequence_length)]
+
+    def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
+        """Loss, perplexity and bits per byte of the held-out text; nothing where there is none."""
+        return {} if self.held_out is None else self.held_out.evaluate(self.computation, params, mesh)
+
+    def export(self, params: Params, path: Path) -> None:
+        """Writes the model folder; `params` are host arrays."""
+        model = ModelFolder(
+            config=self.computation.transformer,
+            params=params,
+            tokenizer=self.tokenizer,
+            settings=None,
+            provenance=self.provenance,
+        )
+        save_model(path, model, replace=True)
+
+
+def batch_shape(num_rows: int, sequence_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a batch with documents of their own, on shapes alone.
+
+    >>> batch_shape(4, 8)["segments"].shape
+    (4, 8)
+    """
+    return {name: jax.ShapeDtypeStruct((num_rows, sequence_length), np.int32) for name in LEAVES}
