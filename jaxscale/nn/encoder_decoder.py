@@ -7,15 +7,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float32, Int, Key
 
+from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.embeddings import Table
 from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.keys import named_key
-from jaxscale.nn.layers import Surroundings, make_layers, run_layers
+from jaxscale.nn.layers import Surroundings, extend_layers, make_layers, run_layers
 from jaxscale.nn.norm import make_norm
 from jaxscale.nn.transformer import (
     allowed_positions,
+    cached_surroundings,
     check_length,
     default_positions,
     make_output,
@@ -50,6 +52,13 @@ class Stack(nnx.Module):
         x, losses = run_layers(self.layers, config.num_layers, x, around, dropout_key=dropout_key, remat=remat)
         return self.norm(x), losses
 
+    def extend(
+        self, x: Float32[Array, "B S D"], around: Surroundings, caches: list[KeyValues]
+    ) -> tuple[Float32[Array, "B S D"], list[KeyValues]]:
+        """As a call without dropout on tokens that follow others, and the caches with them; layers not scanned."""
+        x, caches = extend_layers(self.layers, x.astype(around.compute_dtype), around, caches)
+        return self.norm(x), caches
+
 
 class EncoderDecoder(nnx.Module):
     """One table of tokens, an encoder, a decoder with cross-attention, and the output.
@@ -82,11 +91,8 @@ class EncoderDecoder(nnx.Module):
         encoder_key, decoder_key = (
             None if dropout_key is None else named_key(dropout_key, name) for name in ("encoder", "decoder")
         )
-        memory, of_encoder = self.encoder(
-            self.token(source).astype(jnp.float32),
-            self._around(self.config.encoder, source, source_mask, compute_dtype),
-            dropout_key=encoder_key,
-            remat=remat,
+        memory, of_encoder = self.encode(
+            source, source_mask, compute_dtype=compute_dtype, dropout_key=encoder_key, remat=remat
         )
         around = dataclasses.replace(
             self._around(self.config.decoder, tokens, None, compute_dtype),
@@ -96,8 +102,48 @@ class EncoderDecoder(nnx.Module):
         hidden, of_decoder = self.decoder(
             self.token(tokens).astype(jnp.float32), around, dropout_key=decoder_key, remat=remat
         )
-        scores = scores_of_tokens(self.config.decoder, self.output, self.token.table[...], hidden, compute_dtype)
-        return scores, (of_encoder, of_decoder)
+        return self.logits(hidden, compute_dtype=compute_dtype), (of_encoder, of_decoder)
+
+    def encode(
+        self,
+        source: Int[Array, "B T"],
+        source_mask: Bool[Array, "B T"] | None,
+        *,
+        compute_dtype: DTypeLike = jnp.float32,
+        dropout_key: Key[Array, ""] | None = None,
+        remat: Remat = False,
+    ) -> tuple[Float32[Array, "B T D"], RouterLosses | None]:
+        """Returns what the decoder reads of a source, and the encoder's routers' losses."""
+        embedded = self.token(source).astype(jnp.float32)
+        around = self._around(self.config.encoder, source, source_mask, compute_dtype)
+        memory, losses = self.encoder(embedded, around, dropout_key=dropout_key, remat=remat)
+        return memory, losses
+
+    def extend(
+        self,
+        memory: Float32[Array, "B T D"],
+        source_mask: Bool[Array, "B T"] | None,
+        tokens: Int[Array, "B S"],
+        caches: list[KeyValues],
+        first: Int[Array, " B"],
+        *,
+        compute_dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float32[Array, "B S D"], list[KeyValues]]:
+        """Returns hidden states of target tokens that follow others; see `jaxscale.nn.functional.extend_target`."""
+        positions = first[:, None] + default_positions(tokens)
+        around = dataclasses.replace(
+            cached_surroundings(positions, caches, self.decoder.relative_positions, compute_dtype),
+            memory=memory.astype(compute_dtype),
+            memory_allowed=None if source_mask is None else source_mask[:, None, :],
+        )
+        hidden, caches = self.decoder.extend(self.token(tokens).astype(jnp.float32), around, caches)
+        return hidden, caches
+
+    def logits(
+        self, hidden: Float32[Array, "B S D"], *, compute_dtype: DTypeLike = jnp.float32
+    ) -> Float32[Array, "B S V"]:
+        """Returns the decoder's scores of every next token, in float32."""
+        return scores_of_tokens(self.config.decoder, self.output, self.token.table[...], hidden, compute_dtype)
 
     def _around(
         self,

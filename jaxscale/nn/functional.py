@@ -118,7 +118,7 @@ def apply_with_router(
     remat: Remat = False,
 ) -> tuple[Float32[Array, "B S D"], RouterLosses | None]:
     """As `apply`, and the mean over layers of the losses of their routers; None without experts."""
-    hidden, losses = nnx.merge(_graphdef(config, is_stacked(params)), params)(
+    hidden, losses = _merged(config, params)(
         tokens,
         mask,
         compute_dtype=compute_dtype,
@@ -146,7 +146,7 @@ def apply_encoder_decoder(
 
     Args:
       config: the model.
-      params: its parameters, stacked.
+      params: its parameters, stacked or unstacked.
       source: ids that the encoder reads.
       tokens: ids that the decoder has so far, its first one the start.
       source_mask: True at real tokens of the source; None: all are real.
@@ -161,7 +161,7 @@ def apply_encoder_decoder(
       UsageError: a sequence is longer than its `max_positions`.
     """
     scores: Float32[Array, "B S V"]
-    scores, _ = nnx.merge(_graphdef(config, True), params)(
+    scores, _ = _merged(config, params)(
         source,
         tokens,
         source_mask=source_mask,
@@ -184,7 +184,7 @@ def logits(
     Raises:
       UsageError: the model is an encoder.
     """
-    return nnx.merge(_graphdef(config, is_stacked(params)), params).logits(hidden, compute_dtype=compute_dtype)
+    return _merged(config, params).logits(hidden, compute_dtype=compute_dtype)
 
 
 def masked_token_logits(
@@ -233,10 +233,39 @@ def extend(
     Returns:
       The hidden states, as `apply` gives them for whole rows, and the caches with these tokens.
     """
-    hidden, caches = nnx.merge(_graphdef(config, False), params).extend(
-        tokens, caches, first, compute_dtype=compute_dtype
-    )
+    hidden, caches = _merged(config, params).extend(tokens, caches, first, compute_dtype=compute_dtype)
     return hidden, caches
+
+
+def encode(
+    config: EncoderDecoderConfig,
+    params: Params,
+    source: Int[Array, "B T"],
+    source_mask: Bool[Array, "B T"] | None,
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> Float32[Array, "B T D"]:
+    """What an encoder-decoder's decoder reads of a source; arguments as for `apply_encoder_decoder`."""
+    memory: Float32[Array, "B T D"]
+    memory, _ = _merged(config, params).encode(source, source_mask, compute_dtype=compute_dtype)
+    return memory
+
+
+def extend_target(
+    config: EncoderDecoderConfig,
+    params: Params,
+    memory: Float32[Array, "B T D"],
+    source_mask: Bool[Array, "B T"] | None,
+    tokens: Int[Array, "B S"],
+    caches: list[KeyValues],
+    first: Int[Array, " B"],
+    *,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> tuple[Float32[Array, "B S V"], list[KeyValues]]:
+    """As `extend` for the decoder of an encoder-decoder, which reads what `encode` made; the scores of next tokens."""
+    model = _merged(config, params)
+    hidden, caches = model.extend(memory, source_mask, tokens, caches, first, compute_dtype=compute_dtype)
+    return model.logits(hidden, compute_dtype=compute_dtype), caches
 
 
 def unstack_layers(params: Params) -> Params:
@@ -248,6 +277,8 @@ def unstack_layers(params: Params) -> Params:
     Returns:
       A tree that `apply` takes as well.
     """
+    if "layers" not in params:
+        return params | {name: unstack_layers(params[name]) for name in ("encoder", "decoder")}
     num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
     return params | {
         "layers": {
@@ -257,8 +288,12 @@ def unstack_layers(params: Params) -> Params:
 
 
 def is_stacked(params: Params) -> bool:
-    """Whether a Transformer's layers are stacked, as training has them, and not by themselves."""
-    return 0 not in params["layers"]
+    """Whether a model's layers are stacked, as training has them, and not by themselves."""
+    return 0 not in (params["layers"] if "layers" in params else params["decoder"]["layers"])
+
+
+def _merged(config: TransformerConfig | EncoderDecoderConfig, params: Params) -> Any:
+    return nnx.merge(_graphdef(config, is_stacked(params)), params)
 
 
 def _model(config: TransformerConfig | EncoderDecoderConfig, *, key: Key[Array, ""], scanned: bool) -> nnx.Module:

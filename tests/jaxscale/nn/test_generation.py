@@ -11,8 +11,8 @@ from jaxscale.errors import UsageError
 from jaxscale.nn import functional
 from jaxscale.nn.cache import empty_caches
 from jaxscale.nn.config import ExpertsConfig
-from jaxscale.nn.families import bert_config, decoder_config, gpt_config, palm_config
-from jaxscale.nn.generation import generate, without_limits
+from jaxscale.nn.families import bert_config, decoder_config, gpt_config, palm_config, t5_config
+from jaxscale.nn.generation import generate, generate_targets, without_limits
 from jaxscale.nn.sampling import Sampling
 from tests.jaxscale.random_params import random_params
 
@@ -26,6 +26,7 @@ CONFIGS = {
     "relative": dataclasses.replace(LLAMA, positions="relative", scaled_scores=False),
     "mixtral": dataclasses.replace(LLAMA, experts=TIGHT),
 }
+T5 = t5_config(num_layers=2, d_model=16, num_heads=4, head_dim=4, d_ff=24, vocab_size=50, max_positions=32)
 PROMPTS = [[7, 3, 9], [4], [1, 2, 3, 4, 5, 6]]
 NUM_NEW = 5
 FAST = ("llama", "relative")
@@ -115,6 +116,26 @@ def test_draws_are_those_of_the_seed():
     assert first.tokens != second.tokens
     greedy = [c.tokens for c in generate(LLAMA, params, PROMPTS, max_new_tokens=NUM_NEW)]
     assert drawn(0, top_k=1) == greedy == drawn(0, top_p=1e-6)
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_writes_what_it_would_reading_all_again():
+    params = random_params(T5)
+    sources = [[5, 6, 7, 8], [9], [1, 2, 3, 4]]
+
+    @jax.jit
+    def scores_of(source, target):
+        return functional.apply_encoder_decoder(T5, params, source[None], target[None])[0]
+
+    got = generate_targets(T5, params, sources, start_id=0, max_new_tokens=NUM_NEW)
+    for source, continuation in zip(sources, got, strict=True):
+        target = [0]
+        for _ in range(NUM_NEW):
+            scores = scores_of(jnp.asarray(source), jnp.asarray(np.resize(target, NUM_NEW), jnp.int32))
+            target.append(int(scores[len(target) - 1].argmax()))
+        assert list(continuation.tokens) == target[1:]
+    with pytest.raises(UsageError, match="source 0 has 33 tokens: more than the model's max_positions=32"):
+        generate_targets(T5, params, [[1] * 33], start_id=0, max_new_tokens=1)
 
 
 def test_refuses_what_it_can_not_continue():
