@@ -14,9 +14,9 @@ from jaxtyping import Array, Float32, Int64
 
 from jaxscale.nn.functional import Params
 from jaxscale.sharding.plan import batch_sharded, replicated
+from jaxscale.train.predictions import Prediction
 from jaxscale.train.randomness import named_key
 from jaxscale.train.token_loss import NO_TARGET
-from jaxscale.train.token_prediction import TokenPrediction
 
 # Logits of so many sequences exist at a time on each device.
 _NUM_SEQUENCES_PER_DEVICE = 2
@@ -34,7 +34,7 @@ class Sequences(Protocol):
         ...
 
     def sequences(self, indices: Int64[np.ndarray, " N"]) -> dict[str, np.ndarray]:
-        """int32 [N S] `tokens`, `targets` (`NO_TARGET` where none), `segments` and `positions`."""
+        """int32 [N ...] leaves of a batch, `targets` (`NO_TARGET` where none) among them."""
         ...
 
 
@@ -53,7 +53,7 @@ class HeldOutText:
     num_sequences: int
     bytes_per_token: float | None
 
-    def evaluate(self, computation: TokenPrediction, params: Params, mesh: Mesh) -> dict[str, float]:
+    def evaluate(self, computation: Prediction, params: Params, mesh: Mesh) -> dict[str, float]:
         """The mean loss of a token in nats, `perplexity`, its exponential, and `bits_per_byte`.
 
         Args:
@@ -87,7 +87,7 @@ class HeldOutText:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(computation: TokenPrediction, mesh: Mesh) -> _Program:
+def _program(computation: Prediction, mesh: Mesh) -> _Program:
     key = named_key(0, "held-out")  # of no effect: there is no dropout
 
     def mean_and_count(params: Params, batch: Mapping[str, Array]) -> tuple[Float32[Array, ""], Float32[Array, ""]]:

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Key
 
 from jaxscale.errors import UsageError
-from jaxscale.nn import functional
 from jaxscale.nn.config import EncoderDecoderConfig, Remat
 from jaxscale.nn.functional import Params
 from jaxscale.nn.shrink import shrink_encoder_decoder
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
-from jaxscale.train.token_loss import token_loss
+from jaxscale.train.target_prediction import TargetPrediction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class SequenceToSequenceJob:
         lengths = {"sources": self.source_length, "tokens": self.target_length, "targets": self.target_length}
         return PlannedStep(
             loss=lambda params, batch: self.loss(params, batch, named_key(training.seed, "loss")),
-            params=jax.eval_shape(lambda: functional.init_params(self.transformer, named_key(training.seed, "params"))),
+            params=jax.eval_shape(lambda: self.computation.init_params(named_key(training.seed, "params"))),
             batch={name: jax.ShapeDtypeStruct((num_examples, n), jnp.int32) for name, n in lengths.items()},
             optimizer=training.optimizer.transformation(),
             num_tokens=num_examples * (self.source_length + self.target_length),
@@ -83,17 +82,17 @@ class SequenceToSequenceJob:
           batch: as `planned_step` describes it.
           key: for dropout.
         """
-        has_dropout = self.transformer.encoder.dropout_rate or self.transformer.decoder.dropout_rate
-        scores = functional.apply_encoder_decoder(
-            self.transformer,
-            params,
-            batch["sources"],
-            batch["tokens"],
-            compute_dtype=jnp.dtype(self.training.compute_dtype),
-            dropout_key=key if has_dropout else None,
+        return self.computation.loss(params, batch, key)[0]
+
+    @property
+    def computation(self) -> TargetPrediction:
+        """First parameters and loss."""
+        return TargetPrediction(
+            transformer=self.transformer,
+            z_loss=self.z_loss,
             remat=self.remat,
+            compute_dtype=self.training.compute_dtype,
         )
-        return token_loss(scores, batch["targets"], z_loss=self.z_loss)
 
     def shrunk(self, *, num_layers: int = 2, sequence_length: int = 16, global_batch_size: int = 16) -> Self:
         """A job of the same structure that any machine can run, in float32; see `jaxscale.nn.shrink`.

@@ -1,4 +1,4 @@
-"""The objective of a language model: rows of tokens, the loss of predicting them, held-out text, a model folder."""
+"""The objective of models that predict tokens: rows of them, the loss, held-out text, and a model folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from jaxscale.nn.functional import Params
 from jaxscale.nn.model_folder import ModelFolder, save_model
 from jaxscale.train.held_out import HeldOutText
 from jaxscale.train.masking import MaskingConfig, mask_tokens
-from jaxscale.train.token_prediction import TokenPrediction
+from jaxscale.train.predictions import Prediction
 
-# The leaves of a batch, all int32 [B S].
+# The leaves of a language model's batch, all int32 [B S].
 LEAVES = ("tokens", "targets", "segments", "positions")
 
 
@@ -25,7 +25,7 @@ class Rows(Protocol):
     """The data's order: sample n is the same for whoever asks."""
 
     def rows(self, first_sample: int, num: int) -> dict[str, np.ndarray]:
-        """Samples first_sample, first_sample + 1, ...: int32 [num S] for each of `LEAVES`."""
+        """Samples first_sample, first_sample + 1, ...: the int32 leaves of a batch, [num ...] each."""
         ...
 
 
@@ -36,16 +36,16 @@ class Masking:
     Attributes:
       config: which, and what for.
       mask_id: the mask token.
+      vocab_size: random tokens are below it.
       seed: of the run.
     """
 
     config: MaskingConfig
     mask_id: int
+    vocab_size: int
     seed: int
 
-    def applied(
-        self, batch: dict[str, np.ndarray], sample_ids: Int64[np.ndarray, " N"], vocab_size: int
-    ) -> dict[str, np.ndarray]:
+    def applied(self, batch: dict[str, np.ndarray], sample_ids: Int64[np.ndarray, " N"]) -> dict[str, np.ndarray]:
         """The rows with some of their tokens hidden, and those as targets; padding is never among them."""
         tokens, targets = mask_tokens(
             batch["tokens"],
@@ -53,20 +53,20 @@ class Masking:
             sample_ids,
             config=self.config,
             mask_id=self.mask_id,
-            vocab_size=vocab_size,
+            vocab_size=self.vocab_size,
             seed=self.seed,
         )
         return batch | {"tokens": tokens, "targets": targets}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModelObjective:
+class TokenObjective:
     """What `jaxscale.train` trains: see `jaxscale.train.objective.Objective`.
 
     Attributes:
       computation: parameters and loss.
       data: the training text.
-      sequence_length: S.
+      lengths: of a row of every leaf of a batch.
       global_batch_size: rows of a batch.
       masking: of an encoder; None for a decoder.
       held_out: text to evaluate on, or None.
@@ -76,9 +76,9 @@ class LanguageModelObjective:
       provenance: of the exported model.
     """
 
-    computation: TokenPrediction
+    computation: Prediction
     data: Rows
-    sequence_length: int
+    lengths: Mapping[str, int]
     global_batch_size: int
     masking: Masking | None
     held_out: HeldOutText | None
@@ -88,13 +88,13 @@ class LanguageModelObjective:
     provenance: dict[str, str]
 
     def init_params(self, key: Key[Array, ""]) -> Params:
-        """Fresh weights; see `TokenPrediction.init_params`."""
+        """Fresh weights; see `Prediction.init_params`."""
         return self.computation.init_params(key)
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], key: Key[Array, ""]
     ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-        """The loss of a batch's tokens; see `TokenPrediction.loss`."""
+        """The loss of a batch's tokens; see `Prediction.loss`."""
         return self.computation.loss(params, batch, key)
 
     def sample_ids(self, number: int) -> Int64[np.ndarray, " B"]:
@@ -102,7 +102,7 @@ class LanguageModelObjective:
         return np.arange(self.global_batch_size, dtype=np.int64) + number * self.global_batch_size
 
     def batch(self, number: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-        """Rows of global batch `number`: int32 [B S] for each of `LEAVES`.
+        """Rows of global batch `number`, all leaves int32.
 
         Args:
           number: 0 for the first batch of the data's order.
@@ -110,13 +110,11 @@ class LanguageModelObjective:
         """
         ids = self.sample_ids(number)[rows]
         batch = self.data.rows(int(ids[0]), len(ids))
-        if self.masking is None:
-            return batch
-        return self.masking.applied(batch, ids, self.computation.transformer.vocab_size)
+        return batch if self.masking is None else self.masking.applied(batch, ids)
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The one shape that batches have."""
-        return [batch_shape(self.global_batch_size, self.sequence_length)]
+        return [batch_shape(self.global_batch_size, self.lengths)]
 
     def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
         """Loss, perplexity and bits per byte of the held-out text; nothing where there is none."""
@@ -134,10 +132,10 @@ class LanguageModelObjective:
         save_model(path, model, replace=True)
 
 
-def batch_shape(num_rows: int, sequence_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a batch with documents of their own, on shapes alone.
+def batch_shape(num_rows: int, lengths: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a batch, on shapes alone.
 
-    >>> batch_shape(4, 8)["segments"].shape
+    >>> batch_shape(4, {"tokens": 8})["tokens"].shape
     (4, 8)
     """
-    return {name: jax.ShapeDtypeStruct((num_rows, sequence_length), np.int32) for name in LEAVES}
+    return {name: jax.ShapeDtypeStruct((num_rows, length), np.int32) for name, length in lengths.items()}

@@ -19,7 +19,7 @@ from jaxscale.train.loop import train
 from jaxscale.train.masking import MaskingConfig
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 from jaxscale.train.token_loss import NO_TARGET
-from jaxscale.train.token_objective import LanguageModelObjective, Masking
+from jaxscale.train.token_objective import LEAVES, Masking, TokenObjective
 from jaxscale.train.token_prediction import TokenPrediction
 from tests.jaxscale.random_params import random_params
 from tests.jaxscale.train.token_rows import LENGTH, VOCAB_SIZE, CountingRows
@@ -43,13 +43,17 @@ def objective_of(transformer, **options):
         compute_dtype="float32",
     )
     training = TrainingIdentity(global_batch_size=8, optimizer=AdamWConfig(schedule=ScheduleConfig()))
-    masking = Masking(config=MaskingConfig(), mask_id=MASK_ID, seed=5) if transformer.kind == "encoder" else None
-    return LanguageModelObjective(
+    masking = (
+        Masking(config=MaskingConfig(), mask_id=MASK_ID, vocab_size=VOCAB_SIZE, seed=5)
+        if transformer.kind == "encoder"
+        else None
+    )
+    return TokenObjective(
         computation=prediction,
         data=CountingRows(),
-        sequence_length=LENGTH,
+        lengths=dict.fromkeys(LEAVES, LENGTH),
         global_batch_size=8,
-        masking=masking,
+        masking=masking if transformer.kind == "encoder" else None,
         held_out=HeldOutText(source=CountingRows(), num_sequences=5, bytes_per_token=BYTES_PER_TOKEN),
         tokenizer=tokenizer,
         starting_params=None,
