@@ -13,6 +13,7 @@ from jaxtyping import Array, Float32, Int64, Key
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.nn.functional import Params
 from jaxscale.nn.model_folder import ModelFolder, save_model
+from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.held_out import HeldOutText
 from jaxscale.train.masking import MaskingConfig, mask_tokens
 from jaxscale.train.predictions import Prediction
@@ -67,7 +68,7 @@ class TokenObjective:
       computation: parameters and loss.
       data: the training text.
       lengths: of a row of every leaf of a batch.
-      global_batch_size: rows of a batch.
+      sizes: rows of every batch.
       masking: of an encoder; None for a decoder.
       held_out: text to evaluate on, or None.
       tokenizer: goes into the exported folder.
@@ -79,7 +80,7 @@ class TokenObjective:
     computation: Prediction
     data: Rows
     lengths: Mapping[str, int]
-    global_batch_size: int
+    sizes: BatchSizes
     masking: Masking | None
     held_out: HeldOutText | None
     tokenizer: Tokenizer
@@ -99,7 +100,8 @@ class TokenObjective:
 
     def sample_ids(self, number: int) -> Int64[np.ndarray, " B"]:
         """The samples of batch `number`, by their places in the data's order."""
-        return np.arange(self.global_batch_size, dtype=np.int64) + number * self.global_batch_size
+        first = self.sizes.first_sample(number)
+        return np.arange(first, first + self.sizes.size(number), dtype=np.int64)
 
     def batch(self, number: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """Rows of global batch `number`, all leaves int32.
@@ -113,8 +115,8 @@ class TokenObjective:
         return batch if self.masking is None else self.masking.applied(batch, ids)
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """The one shape that batches have."""
-        return [batch_shape(self.global_batch_size, self.lengths)]
+        """A shape for every size of batch."""
+        return [batch_shape(size, self.lengths) for size in self.sizes.distinct]
 
     def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
         """Loss, perplexity and bits per byte of the held-out text; nothing where there is none."""

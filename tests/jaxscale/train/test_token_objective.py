@@ -13,6 +13,7 @@ from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn import functional
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.nn.model_folder import load_model
+from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.held_out import HeldOutText
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.loop import train
@@ -52,7 +53,7 @@ def objective_of(transformer, **options):
         computation=prediction,
         data=CountingRows(),
         lengths=dict.fromkeys(LEAVES, LENGTH),
-        global_batch_size=8,
+        sizes=BatchSizes(stages=((0, 8),)),
         masking=masking if transformer.kind == "encoder" else None,
         held_out=HeldOutText(source=CountingRows(), num_sequences=5, bytes_per_token=BYTES_PER_TOKEN),
         tokenizer=tokenizer,
@@ -90,6 +91,14 @@ def test_a_process_gets_its_rows_of_the_one_batch():
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in whole.items()} == {
         name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()
     }
+
+
+def test_growing_batches_read_every_sample_once():
+    objective = dataclasses.replace(objective_of(DECODER), sizes=BatchSizes(stages=((0, 4), (2, 8))))
+    batches = [objective.batch(number)["tokens"] for number in range(4)]
+    assert [len(batch) for batch in batches] == [4, 4, 8, 8]
+    np.testing.assert_array_equal(np.concatenate(batches), CountingRows().rows(0, 24)["tokens"])
+    assert [shapes["tokens"].shape[0] for shapes in objective.batch_shapes()] == [4, 8]
 
 
 def test_a_process_masks_its_rows_as_any_other_would():
