@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxscale.data.lines import check_place
 from jaxscale.errors import UsageError
 from jaxscale.mesh import mesh_from_text
 from retrieval.encode import ComputeDtype
 from retrieval.formats.beir import BeirFolder
-from retrieval.formats.lines import check_place
 from retrieval.formats.trec import write_run
 from retrieval.retriever import DEV_MEASURE, Hit, Retriever, Sources
 from retrieval.search.hybrid import FusionConfig

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxscale.data.lines import SUFFIXES, find_file, read_lines, write_text
 from jaxscale.errors import DataError
 from jaxscale.store import commit
 from jaxscale.store.checksums import Check
-from retrieval.formats.lines import SUFFIXES, find_file, read_lines, write_text
 from retrieval.formats.text_rule import DEFAULT_RULE, TextCounts, TextRule, check_id
 from retrieval.formats.trec import Qrels, collect_qrels
 from retrieval.records import Doc, Query

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from jaxscale.data.lines import read_lines
 from retrieval.formats import beir, trec
-from retrieval.formats.lines import read_lines
 from retrieval.formats.trec import Qrels
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxscale.data.lines import read_lines, replace_text
 from jaxscale.errors import DataError
-from retrieval.formats.lines import read_lines, replace_text
 
 Qrels = dict[str, dict[str, int]]
 Run = dict[str, dict[str, float]]

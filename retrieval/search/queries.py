@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from jaxscale.data.lines import read_lines
 from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
-from retrieval.formats.lines import read_lines
 from retrieval.formats.text_rule import DEFAULT_RULE, TextCounts, check_id
 from retrieval.records import Query
 

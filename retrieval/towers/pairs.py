@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxscale import typed_json
+from jaxscale.data.lines import read_lines
 from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
-from retrieval.formats.lines import read_lines
 from retrieval.formats.trec import Qrels
 from retrieval.records import Doc, Query
 from retrieval.towers.loss import NO_DOCUMENT

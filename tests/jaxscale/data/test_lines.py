@@ -8,8 +8,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxscale.data.lines import SUFFIXES, find_file, read_lines, replace_text, write_text
 from jaxscale.errors import DataError
-from retrieval.formats.lines import SUFFIXES, find_file, read_lines, replace_text, write_text
 
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 
@@ -80,7 +80,7 @@ def test_not_utf8_is_told_with_file_and_line(tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.formats.lines._MAX_LINE_BYTES", 10)
+    monkeypatch.setattr("jaxscale.data.lines._MAX_LINE_BYTES", 10)
     path = pack(tmp_path / "x.zst", b"123456789\n12345678901\n")
     lines = read_lines(path)
     assert next(lines) == (1, "123456789")
