@@ -7,6 +7,7 @@ happened in this process before: so a run killed anywhere and started again does
 import collections
 import contextlib
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -142,9 +143,8 @@ class _Loop:
 
     def run(self) -> TrainResult:
         num_steps = self._setup.identity.num_steps
-        batches = Prefetcher(
-            self._setup.objective.batch, self._setup.placement.put_batch, start=self._progress.step, stop=num_steps
-        )
+        numbers = itertools.islice(self._progress.order.numbers(), num_steps - self._progress.step)
+        batches = Prefetcher(self._setup.objective.batch, self._setup.placement.put_batch, numbers=numbers)
         with batches:
             self._boundary()
             while self._progress.step < num_steps:
@@ -154,7 +154,7 @@ class _Loop:
 
     def _step(self, batches: Prefetcher) -> None:
         """Dispatches one step; none where the process is asked to stop before its batch is there."""
-        batch = batches.get(self._progress.step, lambda: self._stop.requested)
+        batch = batches.get(next(self._progress.order.numbers()), lambda: self._stop.requested)
         if batch is None:
             return
         if not self._programs.has(batch):
@@ -169,7 +169,9 @@ class _Loop:
                 return
         self._logical_state = None
         self._state, metrics = self._programs.run(self._state, batch)
-        self._progress = dataclasses.replace(self._progress, step=self._progress.step + 1)
+        self._progress = dataclasses.replace(
+            self._progress, step=self._progress.step + 1, order=self._progress.order.advanced()
+        )
         self._pending.append((self._progress.step, metrics))
         self._read_metrics(leave=_MAX_STEPS_IN_FLIGHT)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int64, PRNGKeyArray
 
 # A nested dict of arrays; float32 leaves are the master weights.
 Params = dict[str, Any]
@@ -17,7 +17,8 @@ Batch = Mapping[str, np.ndarray]
 class Objective(Protocol):
     """A thing to train. The loop knows nothing else of it, and calls nothing else.
 
-    `init_params` and `loss` are traced by jax; `batch`, `evaluate` and `export` run on the host.
+    `init_params` and `loss` are traced by jax; `batch`, `evaluate` and `export` run on the host. What an objective may
+    have besides is in `SaysSamples` and `SaysTokens`.
     """
 
     @property
@@ -57,13 +58,15 @@ class Objective(Protocol):
         """
         ...
 
-    def batch(self, step: int) -> Batch:
-        """Global batch `step`, a pure function of (job, seed, step), called in a background thread.
+    def batch(self, number: int, rows: slice = slice(None)) -> Batch:
+        """Rows of batch `number`, a pure function of (job, seed, number), called in a background thread.
 
-        Every leaf's leading dim is `global_batch_size`; the shapes are among those of `batch_shapes`.
+        The number is not the step: the loop passes over the numbers that a rollback left out. The whole batch's shapes
+        are among those of `batch_shapes`; each process asks for its own rows only.
 
         Args:
-          step: 0 for the first batch of the run.
+          number: 0 for the first batch of the data's order.
+          rows: of the leading dim, that of the examples.
         """
         ...
 
@@ -90,4 +93,22 @@ class Objective(Protocol):
           params: parameters as host (numpy) arrays, in their logical order.
           path: the folder to write.
         """
+        ...
+
+
+@runtime_checkable
+class SaysSamples(Protocol):
+    """An objective whose batches can be named by their samples, in logs and tests."""
+
+    def sample_ids(self, number: int) -> Int64[np.ndarray, " B"]:
+        """The samples of batch `number`, by their places in the data's order."""
+        ...
+
+
+@runtime_checkable
+class SaysTokens(Protocol):
+    """An objective whose throughput is counted in tokens; of any other it is counted in examples."""
+
+    def tokens_per_batch(self, number: int) -> int:
+        """The tokens of batch `number`, those that fill a row included; quick, for it is asked at every step."""
         ...

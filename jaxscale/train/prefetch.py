@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,13 +13,12 @@ _POLL_S = 0.1
 
 
 class Prefetcher:
-    """Makes and places the batches of `[start, stop)`, `depth` of them ahead.
+    """Makes and places batches in the order of their numbers, `depth` of them ahead.
 
     Args:
-      make: the host batch of a step.
+      make: the host batch of a number.
       place: puts a host batch on the mesh.
-      start: the first step.
-      stop: the step after the last.
+      numbers: of the batches, in the order in which they are asked for.
       depth: batches waiting at most.
     """
 
@@ -28,22 +27,21 @@ class Prefetcher:
         make: Callable[[int], Mapping[str, np.ndarray]],
         place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
         *,
-        start: int,
-        stop: int,
+        numbers: Iterable[int],
         depth: int = 2,
     ) -> None:
         self._make, self._place = make, place
-        self._steps = range(start, stop)
+        self._numbers = numbers
         self._ready: queue.Queue[tuple[int, Any]] = queue.Queue(depth)
         self._closed = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
 
-    def get(self, step: int, give_up: Callable[[], bool]) -> dict[str, jax.Array] | None:
-        """The batch of `step`; steps are asked for in their order.
+    def get(self, number: int, give_up: Callable[[], bool]) -> dict[str, jax.Array] | None:
+        """Batch `number`.
 
         Args:
-          step: the next step.
+          number: the next one of `numbers`.
           give_up: asked while waiting; the wait ends with None once it is true.
 
         Raises:
@@ -55,9 +53,9 @@ class Prefetcher:
             except queue.Empty:
                 if self._thread.is_alive() or not self._ready.empty():
                     continue
-                raise self._error or RuntimeError(f"the loader ended before step {step}") from None
-            if made != step:
-                raise RuntimeError(f"the loader made batch {made} where {step} was asked for")
+                raise self._error or RuntimeError(f"the loader ended before batch {number}") from None
+            if made != number:
+                raise RuntimeError(f"the loader made batch {made} where {number} was asked for")
             return batch
         return None
 
@@ -74,8 +72,8 @@ class Prefetcher:
 
     def _run(self) -> None:
         try:
-            for step in self._steps:
-                self._put((step, self._place(self._make(step))))
+            for number in self._numbers:
+                self._put((number, self._place(self._make(number))))
                 if self._closed.is_set():
                     return
         except BaseException as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
+from jaxscale.train.data_order import DataOrder
 
 _NUM_STEPS = "training.num_steps"
 _NUM_NAMED_CHANGES = 12
@@ -134,6 +135,8 @@ class Progress:
     mesh: str
     # Of the identity without `training.num_steps`, which may grow.
     past_sha256: str
+    # Of the batches that the steps from here on train on.
+    order: DataOrder
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -147,6 +150,8 @@ class Progress:
         Raises:
           DataError: naming the field that is wrong; `where` names the file.
         """
+        if isinstance(values, dict) and "order" not in values:  # from before any batch could be passed over
+            values = {**values, "order": {"next_number": values.get("step"), "skipped": []}}
         return typed_json.decode(cls, values, where)
 
 

@@ -12,6 +12,7 @@ from jaxscale.mesh import spec_of
 from jaxscale.observe.environment import differences, snapshot
 from jaxscale.store import disk
 from jaxscale.store.checkpoints import Checkpoints
+from jaxscale.train.data_order import DataOrder
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.objective import Objective, Params
 from jaxscale.train.placement import Placement
@@ -57,6 +58,7 @@ def begin(setup: Setup) -> tuple[State, Progress]:
         environment=snapshot(),
         mesh=str(spec_of(setup.placement.mesh)),
         past_sha256=past_sha256(setup.job.identity),
+        order=DataOrder(),
     )
     require_space(setup)
     latest = setup.checkpoints.latest()
@@ -116,7 +118,9 @@ def _resume(setup: Setup, step: int, now: Progress) -> Beginning:
     if saved.past_sha256 != now.past_sha256:
         raise DataError(f"{setup.folder.checkpoints}: the checkpoint of step {step} belongs to another job")
     changed = _environment_changes(saved, now)
-    progress = dataclasses.replace(now, step=step, last_evaluated=saved.last_evaluated, best=saved.best)
+    progress = dataclasses.replace(
+        now, step=step, last_evaluated=saved.last_evaluated, best=saved.best, order=saved.order
+    )
     event = {
         "event": "resumed",
         "step": step,
@@ -137,7 +141,7 @@ def _fork(setup: Setup, origin: Origin, now: Progress) -> Beginning:
         "job_changes": _lines(changes(read_job(Path(origin.run)).identity, setup.job.identity)),
     }
     # The other run's best was chosen by its own job: this one's is chosen anew.
-    return state, dataclasses.replace(now, step=origin.step), event
+    return state, dataclasses.replace(now, step=origin.step, order=saved.order), event
 
 
 def _first_state(setup: Setup) -> State:

@@ -64,9 +64,12 @@ class DualTowerObjective:
         """The contrastive loss; see `PairLoss.loss`."""
         return self.computation.loss(params, batch, key)
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Global batch `step`; its arrays are described at `PairBatches.batch`."""
-        return self.pairs.batch(step)
+    def batch(self, number: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """Rows of global batch `number`; its arrays are described at `PairBatches.batch`.
+
+        The whole batch is made whatever rows are asked for: how long it is padded depends on all of it.
+        """
+        return {name: leaf[rows] for name, leaf in self.pairs.batch(number).items()}
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The shapes of every batch, by its buckets."""

@@ -76,8 +76,8 @@ class RefusedObjective:
         width = LOSSES[self.name][1]["up"].shape[0]
         return [{"x": jax.ShapeDtypeStruct((self.num_examples, width), jnp.float32)}]
 
-    def batch(self, step):
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch_shapes()[0])
+    def batch(self, number, rows=slice(None)):
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype)[rows], self.batch_shapes()[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

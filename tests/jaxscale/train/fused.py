@@ -68,9 +68,9 @@ class FusedObjective:
     def batch_shapes(self):
         return [{"x": jax.ShapeDtypeStruct((BATCH_SIZE, length, WIDTH), np.float32)} for length in LENGTHS]
 
-    def batch(self, step):
-        shape = (BATCH_SIZE, LENGTHS[step % len(LENGTHS)], WIDTH)
-        return {"x": np.random.default_rng(step).normal(size=shape).astype(np.float32)}
+    def batch(self, number, rows=slice(None)):
+        shape = (BATCH_SIZE, LENGTHS[number % len(LENGTHS)], WIDTH)
+        return {"x": np.random.default_rng(number).normal(size=shape).astype(np.float32)[rows]}
 
     def evaluate(self, params, mesh):
         self.evaluated.append(jax.device_get(params))

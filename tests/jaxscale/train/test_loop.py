@@ -48,10 +48,10 @@ class Signalled:
     def __getattr__(self, name):
         return getattr(self.objective, name)
 
-    def batch(self, step):
-        if self.phase == "batch" and step == self.at:
+    def batch(self, number, rows=slice(None)):
+        if self.phase == "batch" and number == self.at:
             os.kill(os.getpid(), self.number)
-        return self.objective.batch(step)
+        return self.objective.batch(number, rows)
 
     def loss(self, params, batch, key):
         # Traced twice by now: for the plan, and for the program.

@@ -65,10 +65,10 @@ class RandomTokens:
             for length in dict.fromkeys(self.lengths)
         ]
 
-    def batch(self, step):
-        dims = (BATCH_SIZE, self.lengths[step])
-        rng = np.random.default_rng(step)
-        return {name: rng.integers(0, VOCABULARY, dims, dtype=np.int32) for name in ("tokens", "targets")}
+    def batch(self, number, rows=slice(None)):
+        dims = (BATCH_SIZE, self.lengths[number])
+        rng = np.random.default_rng(number)
+        return {name: rng.integers(0, VOCABULARY, dims, dtype=np.int32)[rows] for name in ("tokens", "targets")}
 
 
 def training(**changes):

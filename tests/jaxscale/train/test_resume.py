@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxscale.errors import DataError, UsageError
+from jaxscale.train.data_order import DataOrder
 from jaxscale.train.resume import Best, Fork, Progress, check_identity, past_sha256
 
 OLD = {"training": {"num_steps": 10, "seed": 1, "optimizer": {"b1": 0.9}}, "data": "abc"}
@@ -49,10 +50,13 @@ def test_progress_survives_json_exactly():
         environment={"platform": "cpu", "packages": {"jax": "1"}},
         mesh="data=2",
         past_sha256="ab",
+        order=DataOrder(next_number=9, skipped=(4, 12)),
     )
     assert Progress.from_json(progress.to_json(), "here") == progress
     with pytest.raises(DataError, match="here: missing mesh"):
         Progress.from_json({k: v for k, v in progress.to_json().items() if k != "mesh"}, "here")
+    from_before = {k: v for k, v in progress.to_json().items() if k != "order"}
+    assert Progress.from_json(from_before, "here").order == DataOrder(next_number=7)
 
 
 def test_a_fork_names_a_run_and_perhaps_a_step(tmp_path):

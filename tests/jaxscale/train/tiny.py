@@ -59,16 +59,17 @@ class TinyObjective:
         loss = jnp.mean(jnp.square(error)) * batch["scale"][0]
         return loss, {"abs_error": jnp.mean(jnp.abs(error))}
 
-    def batch(self, step):
+    def batch(self, number, rows=slice(None)):
         time.sleep(self.faults.batch_s)
-        if step == self.faults.dead_loader_at_step:
+        if number == self.faults.dead_loader_at_step:
             raise OSError("the disk of the data is gone")
-        rng = np.random.default_rng([self.seed, step])
-        x = rng.normal(size=(self.global_batch_size, 2 + step % self.num_buckets, 4)).astype(np.float32)
+        rng = np.random.default_rng([self.seed, number])
+        x = rng.normal(size=(self.global_batch_size, 2 + number % self.num_buckets, 4)).astype(np.float32)
         first = self.faults.nan_from_step
-        bad = first is not None and first <= step < self.faults.nan_until_step
+        bad = first is not None and first <= number < self.faults.nan_until_step
         scale = np.full(self.global_batch_size, np.nan if bad else 1.0, np.float32)
-        return {"x": x, "y": x @ TARGET, "scale": scale}
+        batch = {"x": x, "y": x @ TARGET, "scale": scale}
+        return {name: leaf[rows] for name, leaf in batch.items()}
 
     def batch_shapes(self):
         lengths, size = range(2, 2 + self.num_buckets), self.global_batch_size
