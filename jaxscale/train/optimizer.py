@@ -19,14 +19,19 @@ class ScheduleConfig:
     `decay_steps` is a field of its own, not the length of the run, so that extending a run never changes its past.
 
     Attributes:
-      kind: `cosine` and `linear` reach the final rate at `decay_steps`; `constant` stays at the peak.
+      kind: `cosine` and `linear` reach the final rate at `decay_steps`; `constant` stays at the peak; `rsqrt` stays at
+        the peak until `decay_steps` and then falls with the root of the step, toward the final rate.
       peak_learning_rate: the rate after warm-up.
-      final_learning_rate: the rate from `decay_steps` on; not used by `constant`.
+      final_learning_rate: the rate from `decay_steps` on, or what `rsqrt` tends to; not used by `constant`.
       warmup_steps: the rate of step s below it is peak * (s + 1) / warmup_steps, so that step 0 learns already.
-      decay_steps: the step at which the final rate is reached, counted from step 0; not used by `constant`.
+      decay_steps: the step at which the final rate is reached, or `rsqrt` leaves the peak, counted from step 0; not
+        used by `constant`.
+
+    Reference: `rsqrt`: Chowdhery et al. 2022 (PaLM), section 5, https://arxiv.org/abs/2204.02311: 0.01 for 10,000
+      steps, then 1 / sqrt(k), which is 0.01 sqrt(10,000 / k).
     """
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     peak_learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 0
@@ -51,7 +56,7 @@ class ScheduleConfig:
     @property
     def last_useful_step(self) -> int | None:
         """The step from which the learning rate is 0 for ever, or None where it never is."""
-        ends_at_zero = self.kind != "constant" and self.final_learning_rate == 0.0
+        ends_at_zero = self.kind in ("cosine", "linear") and self.final_learning_rate == 0.0
         return self.decay_steps if ends_at_zero else None
 
     def learning_rate(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
@@ -68,7 +73,12 @@ class ScheduleConfig:
         peak, final = jnp.float32(self.peak_learning_rate), jnp.float32(self.final_learning_rate)
         warm = jnp.minimum((at + 1) / max(self.warmup_steps, 1), jnp.float32(1))
         done = jnp.clip((at - self.warmup_steps) / max(self.decay_steps - self.warmup_steps, 1), 0.0, 1.0)
-        left = {"cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)), "linear": 1 - done, "constant": jnp.ones_like(done)}
+        left = {
+            "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
+            "linear": 1 - done,
+            "constant": jnp.ones_like(done),
+            "rsqrt": jnp.sqrt(self.decay_steps / jnp.maximum(at, self.decay_steps)),
+        }
         return jnp.where(at < self.warmup_steps, peak * warm, final + (peak - final) * left[self.kind])
 
 

@@ -15,11 +15,12 @@ def expected_rate(kind, step, peak, final, warmup, decay):
     if step < warmup:
         return peak * (step + 1) / warmup
     done = min((step - warmup) / (decay - warmup), 1.0)
-    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[kind]
+    root = math.sqrt(decay / max(step, decay))
+    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0, "rsqrt": root}[kind]
     return final + (peak - final) * left
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "rsqrt"])
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_schedule_is_its_formula(kind, warmup):
     schedule = ScheduleConfig(
@@ -34,6 +35,13 @@ def test_a_schedule_knows_from_where_it_is_useless():
     assert ScheduleConfig(kind="cosine", decay_steps=7).last_useful_step == 7
     assert ScheduleConfig(kind="linear", decay_steps=7, final_learning_rate=1e-6).last_useful_step is None
     assert ScheduleConfig(kind="constant").last_useful_step is None
+    assert ScheduleConfig(kind="rsqrt").last_useful_step is None
+
+
+def test_the_papers_rate_of_palm():
+    schedule = ScheduleConfig(kind="rsqrt", peak_learning_rate=1e-2, decay_steps=10_000)
+    rates = [float(schedule.learning_rate(step)) for step in (0, 10_000, 40_000, 255_000)]
+    assert rates == pytest.approx([0.01, 0.01, 1 / 200, 1 / math.sqrt(255_000)], rel=1e-6)
 
 
 def test_adamw_is_the_papers_algorithm():
