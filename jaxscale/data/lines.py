@@ -45,6 +45,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file, decompressed as `read_lines` does; line ends stay as they are.
+
+    Raises:
+      DataError: the file can't be opened, is not UTF-8, or its compressed data is damaged or cut off.
+    """
+    with _open_for_reading(path) as file:
+        try:
+            return file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+            raise DataError(f"{path}: the file is damaged or cut off: {error}") from None
+
+
 @contextlib.contextmanager
 def write_text(path: Path) -> Iterator[IO[str]]:
     """Opens a UTF-8 file to write; `.gz` and `.zst` are compressed, always to the same bytes for the same text.
