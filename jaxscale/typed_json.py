@@ -7,7 +7,8 @@ are written with it, so that what a run *is* can be compared by one hash.
 Fields that `__init__` does not take are derived from the others: they are neither written nor read.
 A field that came later (`added`) is written only where it is not its default: JSON from before it still reads, and what
 was hashed before it came keeps its hash.
-Unions of dataclasses are told apart by a `"type"` key that holds the class's name.
+Unions of dataclasses are told apart by a `"type"` key that holds the class's name; one class of a union may go
+unmarked, as it was before there were others, and is read where there is no such key.
 """
 
 import dataclasses
@@ -181,6 +182,9 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     name = value["type"] if isinstance(value, dict) and "type" in value else None
     if isinstance(name, str) and name in by_name:
         return _decode(by_name[name], value, where)
+    unmarked = [k for k in members if dataclasses.is_dataclass(k) and k not in by_name.values()]
+    if len(unmarked) == 1 and isinstance(value, dict) and "type" not in value:
+        return _decode(unmarked[0], value, where)
     for scalar in (k for k in members if k in (str, bool, int, float)):
         if type(value) is scalar:
             return value

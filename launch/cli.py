@@ -242,7 +242,7 @@ def _parse(verb: str, module: Any, words: list[str]) -> Any:
         words = words[1:]
     elif verb in RECIPE_VERBS and not {"-h", "--help"} & set(words):
         raise UsageError(f"{verb} needs a recipe as its first word; `jaxscale recipes` lists them")
-    options = {} if default is None else {"default": default}
+    options = {} if default is None else {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
     return tyro.cli(module.Command, prog=f"jaxscale {verb}", args=words, **options)
 
 

@@ -5,6 +5,7 @@ from typing import Literal, Protocol, Self
 
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.train.adafactor import AdafactorConfig
 from jaxscale.train.objective import Objective
 from jaxscale.train.optimizer import AdamWConfig
 
@@ -18,7 +19,7 @@ class TrainingIdentity:
       num_steps: the length of the run; the only field of an identity that may change on resume, and only upwards.
       global_batch_size: examples per step, over all devices.
       grad_accum: microbatches per step; their mean gradient is the step's gradient.
-      optimizer: AdamW and its schedule.
+      optimizer: which one, and its schedule.
       compute_dtype: of activations; parameters, gradients and the optimizer's second moment are float32 always.
       max_skipped_in_a_row: steps in a row with a non-finite loss or gradient after which the run has diverged; fewer
         are skipped.
@@ -28,7 +29,7 @@ class TrainingIdentity:
     num_steps: int = 1000
     global_batch_size: int = 64
     grad_accum: int = 1
-    optimizer: AdamWConfig
+    optimizer: AdamWConfig | AdafactorConfig
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     max_skipped_in_a_row: int = 10
 

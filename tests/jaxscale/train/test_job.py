@@ -1,8 +1,12 @@
 """The checks of a job's fields."""
 
+import json
+
 import pytest
 
+from jaxscale import typed_json
 from jaxscale.errors import UsageError
+from jaxscale.train.adafactor import AdafactorConfig
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 
@@ -33,3 +37,11 @@ def test_a_run_may_end_before_its_schedule_and_outlast_one_that_does_not_end_at_
 def test_a_wrong_operation_is_named(field):
     with pytest.raises(UsageError, match=f"{field}=0 must be at least 1"):
         Operation(**{field: 0})
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, AdafactorConfig(schedule=ScheduleConfig(kind="rsqrt"))])
+def test_json_tells_optimizers_apart_and_leaves_adamw_as_it_was(optimizer):
+    identity = TrainingIdentity(num_steps=100, optimizer=optimizer)
+    encoded = json.loads(json.dumps(typed_json.encode(identity)))
+    assert typed_json.decode(TrainingIdentity, encoded) == identity
+    assert encoded["optimizer"].get("type") == (None if optimizer is ADAMW else "AdafactorConfig")
