@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Literal, Protocol, Self
 
+from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.train.adafactor import AdafactorConfig
 from jaxscale.train.objective import Objective
 from jaxscale.train.optimizer import AdamWConfig
+from jaxscale.train.spikes import SpikeConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class TrainingIdentity:
       compute_dtype: of activations; parameters, gradients and the optimizer's second moment are float32 always.
       max_skipped_in_a_row: steps in a row with a non-finite loss or gradient after which the run has diverged; fewer
         are skipped.
+      spikes: when a loss is a spike that the run rolls back from; None for never.
     """
 
     seed: int = 0
@@ -32,6 +35,7 @@ class TrainingIdentity:
     optimizer: AdamWConfig | AdafactorConfig
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     max_skipped_in_a_row: int = 10
+    spikes: SpikeConfig | None = typed_json.added(None)  # noqa: RUF009 (a field of a frozen class)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch_size", "grad_accum", "max_skipped_in_a_row"):

@@ -29,6 +29,7 @@ from jaxscale.train.placement import place
 from jaxscale.train.prefetch import Prefetcher
 from jaxscale.train.programs import StepPrograms
 from jaxscale.train.resume import Best, Fork, Progress
+from jaxscale.train.rollback import LossSpike, SpikedStep, check_rollback, go_back, taken
 from jaxscale.train.run_folder import RunFolder
 from jaxscale.train.signals import StopSignals
 from jaxscale.train.start import Setup, begin
@@ -132,7 +133,8 @@ class _Loop:
         self._first_step = progress.step
         self._saved_step = setup.checkpoints.latest()
         self._saving_step: int | None = None
-        self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        # Steps done, the batch's number, and what the step told.
+        self._pending: collections.deque[tuple[int, int, Metrics]] = collections.deque()
         self._last_row = (progress.step, time.monotonic())
         self._programs = StepPrograms(
             make_step(setup.placement.loss, setup.identity),
@@ -142,19 +144,46 @@ class _Loop:
         )
 
     def run(self) -> TrainResult:
+        while not self._run_on():
+            pass
+        return self._finish()
+
+    def _run_on(self) -> bool:
+        """Steps to the last one, or rolls back from a loss spike; whether it was the last one."""
         num_steps = self._setup.identity.num_steps
         numbers = itertools.islice(self._progress.order.numbers(), num_steps - self._progress.step)
         batches = Prefetcher(self._setup.objective.batch, self._setup.placement.put_batch, numbers=numbers)
-        with batches:
-            self._boundary()
-            while self._progress.step < num_steps:
-                self._step(batches)
+        try:
+            with batches:
                 self._boundary()
-        return self._finish()
+                while self._progress.step < num_steps:
+                    self._step(batches)
+                    self._boundary()
+        except LossSpike as spike:
+            self._roll_back(spike.spiked)
+            return False
+        return True
+
+    def _roll_back(self, spiked: SpikedStep) -> None:
+        """Goes back to before a spike, to go on without its batch.
+
+        A kill in here is made good by rolling back again: the spike comes again until a checkpoint leaves it out.
+        """
+        setup = self._setup
+        self._pending.clear()
+        self._settle()
+        step = check_rollback(setup, spiked, self._progress)
+        self._state, self._logical_state = {}, None  # its memory is that of the state to come
+        with self._stop.hold(_nothing_to_save):
+            self._state, self._progress = go_back(setup, spiked, self._progress, step)
+        self._saved_step, self._first_step = step, self._progress.step
+        self._writer.truncate_after(self._progress.step)
+        self._last_row = (self._progress.step, time.monotonic())
 
     def _step(self, batches: Prefetcher) -> None:
         """Dispatches one step; none where the process is asked to stop before its batch is there."""
-        batch = batches.get(next(self._progress.order.numbers()), lambda: self._stop.requested)
+        number = next(self._progress.order.numbers())
+        batch = batches.get(number, lambda: self._stop.requested)
         if batch is None:
             return
         if not self._programs.has(batch):
@@ -172,7 +201,7 @@ class _Loop:
         self._progress = dataclasses.replace(
             self._progress, step=self._progress.step + 1, order=self._progress.order.advanced()
         )
-        self._pending.append((self._progress.step, metrics))
+        self._pending.append((self._progress.step, number, metrics))
         self._read_metrics(leave=_MAX_STEPS_IN_FLIGHT)
 
     def _boundary(self) -> None:
@@ -275,14 +304,14 @@ class _Loop:
     def _read_metrics(self, leave: int) -> None:
         """Reads the metrics of dispatched steps, oldest first, until `leave` of them are left."""
         while len(self._pending) > leave:
-            step, metrics = self._pending.popleft()
-            self._take_metrics(step, {name: value.item() for name, value in jax.device_get(metrics).items()})
+            step, number, metrics = self._pending.popleft()
+            self._take_metrics(step, number, {name: value.item() for name, value in jax.device_get(metrics).items()})
 
-    def _take_metrics(self, step: int, values: dict[str, Any]) -> None:
+    def _take_metrics(self, step: int, number: int, values: dict[str, Any]) -> None:
         in_a_row, limit = values["num_skipped_in_a_row"], self._setup.identity.max_skipped_in_a_row
         if in_a_row:
             shown = {name: str(values[name]) for name in ("loss", "grad_norm")}
-            self._setup.folder.events.write("skipped", step=step, in_a_row=in_a_row, **shown)
+            self._setup.folder.events.write("skipped", step=step, batch=number, in_a_row=in_a_row, **shown)
         if in_a_row >= limit:
             self._setup.folder.events.write("diverged", step=step)
             raise DivergedError(
@@ -290,6 +319,8 @@ class _Loop:
                 f"(max_skipped_in_a_row={limit}); the last good state is the checkpoint of step {self._saved_step}; "
                 "use a smaller learning rate or a longer warm-up"
             )
+        if self._setup.identity.spikes is not None:
+            self._progress = taken(self._setup.identity.spikes, self._progress, step, number, values["loss"])
         if step == 1 or step % self._setup.operation.log_every_steps == 0:
             last_step, last_time = self._last_row
             self._last_row = (step, time.monotonic())

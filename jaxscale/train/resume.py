@@ -137,6 +137,9 @@ class Progress:
     past_sha256: str
     # Of the batches that the steps from here on train on.
     order: DataOrder
+    # Of the steps just before, as many as a spike is judged by; and the spikes that were rolled back from.
+    recent_losses: tuple[float, ...] = typed_json.added(())
+    num_rollbacks: int = typed_json.added(0)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""

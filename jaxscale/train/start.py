@@ -68,7 +68,7 @@ def begin(setup: Setup) -> tuple[State, Progress]:
         state, progress, event = _fork(setup, setup.job.forked_from, now)
     else:
         identity_sha256 = setup.job.identity_sha256
-        state, progress = _first_state(setup), now
+        state, progress = first_state(setup), now
         event = {"event": "started", "step": 0, "mesh": now.mesh, "identity_sha256": identity_sha256}
     setup.folder.write_job(setup.job)
     setup.folder.write_json("environment.json", now.environment)
@@ -119,7 +119,13 @@ def _resume(setup: Setup, step: int, now: Progress) -> Beginning:
         raise DataError(f"{setup.folder.checkpoints}: the checkpoint of step {step} belongs to another job")
     changed = _environment_changes(saved, now)
     progress = dataclasses.replace(
-        now, step=step, last_evaluated=saved.last_evaluated, best=saved.best, order=saved.order
+        now,
+        step=step,
+        last_evaluated=saved.last_evaluated,
+        best=saved.best,
+        order=saved.order,
+        recent_losses=saved.recent_losses,
+        num_rollbacks=saved.num_rollbacks,
     )
     event = {
         "event": "resumed",
@@ -144,7 +150,8 @@ def _fork(setup: Setup, origin: Origin, now: Progress) -> Beginning:
     return state, dataclasses.replace(now, step=origin.step, order=saved.order), event
 
 
-def _first_state(setup: Setup) -> State:
+def first_state(setup: Setup) -> State:
+    """The state before the first step, of fresh or given parameters."""
     optimizer, placement = setup.identity.optimizer.transformation(), setup.placement
     given = setup.objective.starting_params
     if given is None:
