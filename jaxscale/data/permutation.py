@@ -110,6 +110,28 @@ class Permutation:
         return (left << self._num_right_bits) | right
 
 
+def draws(seed: int, name: str, rows: Int64[np.ndarray, " N"], num: int) -> UInt64[np.ndarray, "N num"]:
+    """Random numbers of 64 bits for each row: a pure function of (seed, name, row), the same in every version.
+
+    SplitMix64, begun for each row at a place of its own.
+
+    Args:
+      seed: any whole number.
+      name: what the numbers are for.
+      rows: the rows' own numbers, such as places in a data order.
+      num: how many for each.
+
+    Reference: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, section 3.
+
+    >>> both = draws(0, "masks", np.array([5, 6]), 4)
+    >>> bool((both[1] == draws(0, "masks", np.array([6]), 4)[0]).all())
+    True
+    """
+    begin = _mix(np.asarray(rows).astype(np.uint64) + np.uint64(fold_seed(seed, "draws", name)))
+    steps = np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return _mix(begin[:, None] + steps[None, :])
+
+
 def _mix(values: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every input bit reaches every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxscale.data.permutation import Permutation, fold_seed
+from jaxscale.data.permutation import Permutation, draws, fold_seed
 
 TRILLION = 10**12
 GOLDEN_SEED = 7793354480076914749
@@ -121,3 +121,25 @@ def test_fold_seed_tells_names_apart() -> None:
     seeds = {fold_seed(0), fold_seed(1), fold_seed(0, 1), fold_seed(0, "1"), fold_seed(0, "a", "b"), fold_seed(0, "ab")}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_draws_fill_their_64_bits_and_are_each_rows_own():
+    numbers = draws(3, "masks", np.array([0, 1, 10**12]), 4096)
+    assert len(np.unique(numbers)) == numbers.size
+    ones = np.unpackbits(numbers.view(np.uint8).reshape(-1, 8), axis=1).mean(axis=0)
+    assert (abs(ones - 0.5) < 5 * 0.5 / numbers.size**0.5).all()
+    np.testing.assert_array_equal(draws(3, "masks", np.array([10**12]), 7)[0], numbers[2, :7])
+    assert not np.isin(draws(3, "spans", np.array([0]), 4096), numbers).any()
+    assert not np.isin(draws(4, "masks", np.array([0]), 4096), numbers).any()
+
+
+def test_draws_are_the_same_in_every_version():
+    # By hand, in Python's own integers.
+    def mix(value):
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+        return value ^ (value >> 31)
+
+    begin = mix((9 + fold_seed(3, "draws", "masks")) % 2**64)
+    expected = [mix((begin + step * 0x9E3779B97F4A7C15) % 2**64) for step in (1, 2, 3)]
+    assert draws(3, "masks", np.array([9]), 3).tolist() == [expected]
