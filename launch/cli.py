@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "recipes": ("recipes", "the recipes there are"),
     "doctor": ("doctor", "what this machine has, and what is wrong with it"),
     "corpus pydocs": ("corpus_pydocs", "a BEIR folder out of the installed Python packages' documentation"),
+    "data train-tokenizer": ("data_train_tokenizer", "files of documents -> a byte-level BPE tokenizer"),
+    "data stats": ("data_stats", "what is in token datasets"),
     "explain": ("explain", "where every array of a recipe goes on a mesh, and why"),
     "plan": ("plan", "what a recipe's step needs on TPUs, GPUs or CPUs that need not be there: predicted, compiled"),
     "plan diff": ("plan_diff", "what changed between two plans that `plan --json` or `explain --json` wrote"),

@@ -159,7 +159,11 @@ class Tokenizer:
         Args:
           path: the file to write.
         """
-        Path(path).write_bytes(typed_json.canonical(self._spec) + b"\n")
+        Path(path).write_bytes(self.to_json().encode())
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return typed_json.canonical(self._spec).decode() + "\n"
 
     def _encode(self, texts: Sequence[str], start: int) -> list[list[int]]:
         try:

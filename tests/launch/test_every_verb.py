@@ -26,9 +26,12 @@ def scratch(tmp_path, monkeypatch):
 
 def words_of(verb):
     """The verb with what has to stand behind it."""
-    behind = {"import hf": "folder", "plan diff": "garbage garbage", "verify": "folder"} | dict.fromkeys(
-        RECIPE_VERBS, RECIPE
-    )
+    behind = {
+        "data stats": "folder",
+        "import hf": "folder",
+        "plan diff": "garbage garbage",
+        "verify": "folder",
+    } | dict.fromkeys(RECIPE_VERBS, RECIPE)
     return [*verb.split(), *behind.get(verb, "").split()]
 
 
@@ -58,6 +61,12 @@ def test_an_unknown_flag_is_a_usage_error(verb, capsys):
 BAD_INPUT = [
     ("corpus pydocs --packages zstandard --out garbage", 2, "garbage"),
     ("corpus pydocs --packages zstandard --out garbage/corpus", 2, "garbage is no folder"),
+    ("data stats none", 3, "none"),
+    ("data stats folder", 3, "MANIFEST.json"),
+    ("data train-tokenizer --input none --out out", 3, "none"),
+    ("data train-tokenizer --input folder --out out", 3, "holds no file of documents"),
+    ("data train-tokenizer --input garbage --out out", 2, "garbage: what it holds is unknown"),
+    ("data train-tokenizer --input garbage --out folder", 2, "folder is a folder"),
     ("demo --out garbage", 2, "garbage is a file"),
     ("demo --out garbage/demo", 2, "garbage is no folder"),
     ("demo --out out --num-steps 0", 2, "num_steps=0 must be at least 1"),
