@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "corpus pydocs": ("corpus_pydocs", "a BEIR folder out of the installed Python packages' documentation"),
     "data train-tokenizer": ("data_train_tokenizer", "files of documents -> a byte-level BPE tokenizer"),
     "data stats": ("data_stats", "what is in token datasets"),
+    "data tokenize": ("data_tokenize", "files of documents -> a committed token dataset"),
     "explain": ("explain", "where every array of a recipe goes on a mesh, and why"),
     "plan": ("plan", "what a recipe's step needs on TPUs, GPUs or CPUs that need not be there: predicted, compiled"),
     "plan diff": ("plan_diff", "what changed between two plans that `plan --json` or `explain --json` wrote"),

@@ -92,6 +92,8 @@ def write_dataset(
 ) -> TokenDataset:
     """Tokenizes files into a committed dataset, one shard for each; a run that was killed goes on where it was.
 
+    A dataset that was made of the same files in the same way is left as it is.
+
     A shard counts as done once all its files are on disk and a note beside them says so. The next run with the same
     tokenizer and settings keeps those whose source has not changed, and makes the others anew.
 
@@ -106,10 +108,13 @@ def write_dataset(
     Raises:
       DataError: a file is damaged, or holds no document; the shards made before are kept for the next run.
       MachineError: a process was killed, or the disk is full; the same.
-      UsageError: something is at `out` already.
+      UsageError: something else is at `out` already.
     """
     if num_processes < 1:
         raise UsageError(f"num_processes={num_processes} must be at least 1")
+    finished = None if replace else _finished(out, files, how)
+    if finished is not None:
+        return finished
     with commit.draft(out, format=FORMAT, version=VERSION, replace=replace, resumable=True) as draft:
         _begin(draft.path, tokenizer, how)
         make = functools.partial(_shard, draft.path, how)
@@ -136,6 +141,22 @@ def _end_id(tokenizer: Tokenizer, end_token: str) -> int:
     if known is None:
         raise UsageError(f"the tokenizer has none of {', '.join(_END_TOKENS)}; name the token that ends a document")
     return known
+
+
+def _finished(out: Path, files: Sequence[Path], how: Tokenization) -> TokenDataset | None:
+    """The dataset at `out`, if it is the one that is asked for."""
+    if not commit.is_committed(out):
+        return None
+    found = TokenDataset.open(out)
+    sources = [(shard.counts.source, shard.counts.source_sha256) for shard in found.shards]
+    if found.config == how.dataset and sources == [(file.name, _sha256(file)) for file in files]:
+        return found
+    raise UsageError(f"{out} holds a dataset of other files or settings; choose another place, or ask to replace it")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _begin(folder: Path, tokenizer: Tokenizer, how: Tokenization) -> None:
@@ -187,8 +208,7 @@ def _limit_threads(num_threads: int) -> None:
 
 def _shard(folder: Path, how: Tokenization, number: int, source: Path) -> ShardCounts:
     """Makes one shard, or finds it made from the same source."""
-    with source.open("rb") as file:
-        source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    source_sha256 = _sha256(source)
     noted = _note(folder, number)
     if noted.is_file():
         done = typed_json.decode(ShardCounts, json.loads(noted.read_bytes()), str(noted))

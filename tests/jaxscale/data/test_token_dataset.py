@@ -52,6 +52,17 @@ def test_the_same_texts_give_the_same_bytes(tmp_path):
     assert write(tmp_path / "a", files).id == write(tmp_path / "b", files).id
 
 
+def test_a_finished_dataset_is_left_as_it_is_and_another_refused(tmp_path):
+    files = corpora.files(tmp_path / "in")
+    dataset = write(tmp_path / "out", files)
+    before = (tmp_path / "out" / "MANIFEST.json").stat().st_mtime_ns
+    assert write(tmp_path / "out", files).id == dataset.id
+    assert (tmp_path / "out" / "MANIFEST.json").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="holds a dataset of other files or settings"):
+        write(tmp_path / "out", files[:1])
+    assert write(tmp_path / "out", files[:1], replace=True).num_documents == 6
+
+
 def test_documents_without_a_text_are_left_out_and_counted(tmp_path):
     file = corpora.write_lines(tmp_path / "in.jsonl", ["the cat", "", "the dog"])
     dataset = write(tmp_path / "out", [file])
