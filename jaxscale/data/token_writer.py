@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -187,7 +188,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     num_threads = max((os.cpu_count() or 1) // num_processes, 1)
     with concurrent.futures.ProcessPoolExecutor(
-        num_processes, context, initializer=_limit_threads, initargs=(num_threads,)
+        num_processes, context, initializer=_begin_process, initargs=(num_threads,)
     ) as pool:
         try:
             for future in [pool.submit(make, *task) for task in tasks]:
@@ -201,9 +202,18 @@ def _in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _limit_threads(num_threads: int) -> None:
+def _begin_process(num_threads: int) -> None:
     """In a process of its own, before the tokenizers library makes its threads."""
     os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, lest it write into the next run's draft."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _shard(folder: Path, how: Tokenization, number: int, source: Path) -> ShardCounts:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -180,6 +181,50 @@ def test_a_worker_that_is_killed_is_an_environment_error(tmp_path):
         write(tmp_path / "out", corpora.files(tmp_path / "in"), num_processes=2)
     killer.join()
     assert not (tmp_path / "out").exists()
+
+
+STUCK = """
+import multiprocessing, pathlib, sys, threading, time
+from jaxscale.data import token_writer
+from tests.jaxscale.data import corpora
+
+def tell():
+    while len(children := multiprocessing.active_children()) < 2:
+        time.sleep(0.01)
+    print(*(child.pid for child in children), flush=True)
+
+if __name__ == "__main__":
+    threading.Thread(target=tell, daemon=True).start()
+    folder, tokenizer = pathlib.Path(sys.argv[1]), corpora.tokenizer()
+    how = token_writer.tokenization(tokenizer, pack_lengths=())
+    token_writer.write_dataset(folder / "out", sorted(folder.glob("*.jsonl")), tokenizer, how, num_processes=2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_do_not_outlive_the_one_that_started_them(tmp_path):
+    for name in "ab":
+        os.mkfifo(tmp_path / f"{name}.jsonl")  # nobody writes into it: who reads it waits for ever
+    (tmp_path / "program.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as program:
+        children = [int(pid) for pid in program.stdout.readline().split()]
+        time.sleep(1.0)
+        assert all(is_alive(child) for child in children)
+        program.kill()
+    deadline = time.monotonic() + 20
+    while any(is_alive(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return b") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_bytes()
 
 
 def test_what_can_not_be_asked_for(tmp_path):
