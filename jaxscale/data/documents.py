@@ -90,8 +90,11 @@ def _of_json_lines(path: Path, text_field: str) -> Iterator[Document]:
         where = f"{path}:{number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
+        except json.JSONDecodeError as error:
+            byte = len(line[: error.pos].encode())
+            raise DataError(f"{where}: not JSON: {error.msg} at byte {byte} of the line") from None
+        except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists without end
+            raise DataError(f"{where}: not JSON that can be read: {error}") from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: got a {type(record).__name__}, expected an object with {text_field!r}")
         yield _document(record.get(text_field), text_field, where)
