@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from jaxscale.data.token_dataset import Packs, TokenDataset, TokenShard
+from jaxscale.data.token_dataset import TokenDataset, TokenShard
 from jaxscale.errors import UsageError
 
 # Where nothing is to be predicted.
@@ -39,14 +39,18 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pieces:
-    """Runs of tokens of one shard, the row and column where each begins, and its number in that row, from 1."""
+    """Runs of a shard's tokens that fill rows, one after another, from the first place of the first row to the last.
+
+    Attributes:
+      starts: of each, the place of its first token in the shard.
+      lengths: of each, its places.
+      segments: of each, its number in its row, from 1; 0 where its places stay empty.
+      goes_on: of each, whether its last token predicts the one that follows it in the shard.
+    """
 
     starts: Int64[np.ndarray, " P"]
     lengths: Int64[np.ndarray, " P"]
-    rows: Int64[np.ndarray, " P"]
-    columns: Int64[np.ndarray, " P"]
-    segments: Int64[np.ndarray, " P"]
-    # Whether the run's last token predicts the one that follows it in the shard.
+    segments: Int32[np.ndarray, " P"]
     goes_on: Bool[np.ndarray, " P"]
 
 
@@ -82,8 +86,27 @@ class PackedRows:
         """Rows by their numbers; see `RowSource`."""
         rows = _empty(len(indices), self._length)
         for shard, numbers, into in _by_shard(self._ends, indices):
-            _fill(rows, self._shards[shard], _packed(self._shards[shard], self._packs[shard], numbers, into))
+            _fill(rows, into, self._shards[shard], self._packed(shard, numbers))
         return rows
+
+    def _packed(self, shard: int, numbers: Int64[np.ndarray, " N"]) -> _Pieces:
+        """The pieces of a shard's rows, and behind those of each row what stays empty of it."""
+        packs, offsets = self._packs[shard], self._shards[shard].offsets
+        ends = packs.row_ends[numbers].astype(np.int64)
+        begins = np.where(numbers > 0, packs.row_ends[np.maximum(numbers - 1, 0)], 0).astype(np.int64)
+        counts = ends - begins
+        chosen = np.repeat(begins, counts) + _within(counts)
+        starts, lengths = packs.starts[chosen].astype(np.int64), packs.lengths[chosen].astype(np.int64)
+        stops = (starts + lengths).astype(np.uint64)
+        is_rest = np.zeros(len(chosen) + len(numbers), bool)
+        is_rest[np.cumsum(counts + 1) - 1] = True
+        filled = np.add.reduceat(lengths, np.cumsum(counts) - counts)
+        return _Pieces(
+            starts=_spread(starts, ~is_rest),
+            lengths=_spread(lengths, ~is_rest) + _spread(self._length - filled, is_rest),
+            segments=np.where(is_rest, 0, _within(counts + 1) + 1).astype(np.int32),
+            goes_on=_spread(offsets[np.searchsorted(offsets, stops)] != stops, ~is_rest),
+        )
 
 
 class ConcatenatedRows:
@@ -118,61 +141,40 @@ class ConcatenatedRows:
             pieces = _Pieces(
                 starts=numbers * self._length,
                 lengths=ones * self._length,
-                rows=into,
-                columns=0 * ones,
-                segments=ones,
+                segments=ones.astype(np.int32),
                 goes_on=ones > 0,
             )
-            _fill(rows, self._shards[shard], pieces)
+            _fill(rows, into, self._shards[shard], pieces)
         return rows
 
 
-def _packed(
-    shard: TokenShard, packs: Packs, numbers: Int64[np.ndarray, " N"], into: Int64[np.ndarray, " N"]
-) -> _Pieces:
-    ends = packs.row_ends[numbers].astype(np.int64)
-    begins = np.where(numbers > 0, packs.row_ends[np.maximum(numbers - 1, 0)], 0).astype(np.int64)
-    counts = ends - begins
-    place = _within(counts)
-    chosen = np.repeat(begins, counts) + place
-    starts, lengths = packs.starts[chosen].astype(np.int64), packs.lengths[chosen].astype(np.int64)
-    # Where each piece begins in its row: the tokens before it, less those before the row's first.
-    before = np.cumsum(lengths) - lengths
-    columns = before - np.repeat(before[np.cumsum(counts) - counts], counts)
-    stops = (starts + lengths).astype(np.uint64)
-    is_end = shard.offsets[np.searchsorted(shard.offsets, stops)] == stops
-    return _Pieces(
-        starts=starts,
-        lengths=lengths,
-        rows=np.repeat(into, counts),
-        columns=columns,
-        segments=place + 1,
-        goes_on=~is_end,
-    )
-
-
-def _fill(rows: Rows, shard: TokenShard, pieces: _Pieces) -> None:
-    length = rows["tokens"].shape[1]
-    within = _within(pieces.lengths)
-    source = np.repeat(pieces.starts, pieces.lengths) + within
-    first = pieces.rows * length + pieces.columns
-    place = np.repeat(first, pieces.lengths) + within
-    flat = {name: leaf.reshape(-1) for name, leaf in rows.items()}
-    tokens = shard.tokens[source]
-    flat["tokens"][place] = tokens
-    flat["positions"][place] = within
-    flat["segments"][place] = np.repeat(pieces.segments, pieces.lengths)
+def _fill(rows: Rows, into: Int64[np.ndarray, " N"], shard: TokenShard, pieces: _Pieces) -> None:
+    """Writes the rows that the pieces fill to their places `into`."""
+    segments, within = np.repeat(pieces.segments, pieces.lengths), _within(pieces.lengths)
+    is_empty = segments == 0
+    within[is_empty] = 0
+    tokens = shard.tokens[np.repeat(pieces.starts, pieces.lengths) + within].astype(np.int32)
+    tokens[is_empty] = 0
     # Every token is the target of the one before it; the last of a piece has its own, read from beyond, or none.
-    flat["targets"][place[:-1]] = tokens[1:]
-    last = first + pieces.lengths - 1
-    flat["targets"][last] = NO_TARGET
-    going_on = pieces.goes_on
-    flat["targets"][last[going_on]] = shard.tokens[(pieces.starts + pieces.lengths)[going_on]]
+    targets = np.empty_like(tokens)
+    targets[:-1] = tokens[1:]
+    targets[is_empty] = NO_TARGET
+    last = np.cumsum(pieces.lengths) - 1
+    targets[last[~pieces.goes_on]] = NO_TARGET
+    targets[last[pieces.goes_on]] = shard.tokens[(pieces.starts + pieces.lengths)[pieces.goes_on]]
+    for name, leaf in (("tokens", tokens), ("targets", targets), ("segments", segments), ("positions", within)):
+        rows[name][into] = leaf.reshape(len(into), -1)
+
+
+def _spread(values: np.ndarray, places: Bool[np.ndarray, " P"]) -> np.ndarray:
+    """Values at the places that are True, nothing at the others."""
+    spread = np.zeros(len(places), values.dtype)
+    spread[places] = values
+    return spread
 
 
 def _empty(num_rows: int, length: int) -> Rows:
-    rows = {name: np.zeros((num_rows, length), np.int32) for name in ("tokens", "segments", "positions")}
-    return rows | {"targets": np.full((num_rows, length), NO_TARGET, np.int32)}
+    return {name: np.empty((num_rows, length), np.int32) for name in ("tokens", "targets", "segments", "positions")}
 
 
 def _by_shard(
