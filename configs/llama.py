@@ -1,10 +1,46 @@
-"""Recipes of the Llama family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+"""Recipes of the Llama family. To train one, name its text: `--data.datasets DIR`."""
 
 from jaxscale.nn.config import RopeScaling
 from jaxscale.nn.families import decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+
+
+def llama_10m() -> LanguageModelJob:
+    """A Llama for one workstation: 9,703,680 parameters, 2 key-value heads for 4; 8,192 tokens per step.
+
+    Command: jaxscale train llama_10m --out runs/lm --data.datasets tokens
+    Source: the layout of Touvron et al. 2023, https://arxiv.org/abs/2302.13971; sizes, rate and batch are ours,
+      for half an hour on 2 cores.
+    Count: V D + L (2 D (H + K) C + 3 D F + 2 D) + D.
+    """
+    return LanguageModelJob(
+        transformer=decoder_config(
+            num_layers=8,
+            d_model=256,
+            num_heads=4,
+            num_kv_heads=2,
+            d_ff=640,
+            vocab_size=16384,
+            max_positions=512,
+        ),
+        sequence_length=512,
+        training=TrainingIdentity(
+            num_steps=1000,
+            global_batch_size=16,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(
+                    peak_learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=100, decay_steps=1000
+                ),
+                b2=0.95,
+                weight_decay=0.1,
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(checkpoint_every_steps=200, eval_every_steps=200),
+        remat=False,
+    )
 
 
 def llama2_7b() -> LanguageModelJob:

@@ -1,24 +1,34 @@
-"""The job of training a language model, and its losses: next token and masked tokens.
-
-There is no data source for it yet: such a job is for `explain`, `plan` and `tune`, which need none.
-"""
+"""The job of training a language model: a decoder's next token, or an encoder's masked tokens."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Key
 
+from jaxscale import typed_json
+from jaxscale.data.text_data import TextData
+from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import UsageError
+from jaxscale.mesh import MeshSpec
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
+from jaxscale.nn.model_folder import load_model
 from jaxscale.nn.shrink import shrink
+from jaxscale.train.batch_shapes import check_divides
+from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.job import Operation, TrainingIdentity
+from jaxscale.train.masking import MaskingConfig
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
+from jaxscale.train.text_source import StartingModel, TextSource, starting_model
+from jaxscale.train.token_objective import LEAVES, Masking, TokenObjective
 from jaxscale.train.token_prediction import TokenPrediction
+
+# What stands for a hidden token in the vocabularies of the BERT family.
+MASK_TOKEN = "[MASK]"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,9 @@ class LanguageModelJob:
       router_z_loss: weight of the squared logarithm of the router's softmax's denominator; the same.
       remat: what of each layer the backward pass computes again rather than keep it: nothing (False), all (True), or
         all but the results of matmuls with weights ("matmuls").
+      data: the text; `explain`, `plan` and `tune` need none.
+      masking: which tokens of an encoder are hidden; not used by a decoder.
+      initial_model: a model folder with the same transformer, to begin from its weights; empty for fresh ones.
     """
 
     transformer: TransformerConfig
@@ -45,6 +58,9 @@ class LanguageModelJob:
     load_balance_loss: float = 0.0
     router_z_loss: float = 0.0
     remat: Remat = True
+    data: TextData = typed_json.added(TextData())  # noqa: RUF009
+    masking: MaskingConfig = typed_json.added(MaskingConfig())  # noqa: RUF009
+    initial_model: str = typed_json.added("")
 
     def __post_init__(self) -> None:
         if not 1 <= self.sequence_length <= self.transformer.max_positions:
@@ -61,17 +77,64 @@ class LanguageModelJob:
                 "which the transformer has none of; use 0"
             )
 
+    def check(self, mesh: MeshSpec) -> None:
+        """Checks what no field can check alone.
+
+        Args:
+          mesh: the resolved mesh the job will run on.
+
+        Raises:
+          UsageError: naming the field, what it is and what it may be.
+        """
+        check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
+        best, names = self.operation.best_metric, ["loss", "perplexity"]
+        names += ["bits_per_byte"] if self.transformer.kind == "decoder" else []
+        if best and not self.data.held_out:
+            raise UsageError(f"operation.best_metric={best!r} needs data.held_out, the dataset to compute it on")
+        if best and best not in names:
+            raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
+
+    def starting_from(self, path: str) -> Self:
+        """The job with the transformer and the weights of the folder at `path`."""
+        return dataclasses.replace(self, initial_model=path, transformer=load_model(path).transformer)
+
+    def objective(self) -> TokenObjective:
+        """Opens the data and the starting weights and returns what is trained.
+
+        Raises:
+          DataError: a dataset or the starting model is absent.
+          UsageError: they do not fit the job, or each other.
+          VerificationError: one is damaged.
+        """
+        source = TextSource.open(self.data, vocab_size=self.transformer.vocab_size)
+        tokenizer, training = source.tokenizer, self.training
+        start = starting_model(self.initial_model, self.transformer, tokenizer) if self.initial_model else None
+        is_decoder = self.transformer.kind == "decoder"
+        return TokenObjective(
+            computation=self.computation,
+            data=source.mixture(self.sequence_length, training.seed),
+            lengths=dict.fromkeys(self._leaves, self.sequence_length),
+            sizes=BatchSizes(stages=((0, training.global_batch_size),)),
+            masking=None if is_decoder else self._masking(tokenizer),
+            held_out=source.held_out_text(self.sequence_length, counts_bits=is_decoder),
+            tokenizer=tokenizer,
+            starting_params=None if start is None else start.params,
+            identity=self._identity(source, start),
+            provenance={"source": "trained", "tokenizer": tokenizer.fingerprint},
+        )
+
     def planned_step(self) -> PlannedStep:
         """The training step on shapes alone.
 
         Its batch is `tokens` and `targets`, int32 [B S]. A decoder's target is the token that follows, an encoder's the
-        token that was there before it was masked; `NO_TARGET` stands where none is predicted.
+        token that was there before it was masked; `NO_TARGET` stands where none is predicted. Where there is data whose
+        documents share rows, `segments` and `positions` say which tokens are of one document.
         """
         training, dims = self.training, (self.training.global_batch_size, self.sequence_length)
         return PlannedStep(
             loss=lambda params, batch: self.loss(params, batch, named_key(training.seed, "loss")),
             params=jax.eval_shape(lambda: self.computation.init_params(named_key(training.seed, "params"))),
-            batch={name: jax.ShapeDtypeStruct(dims, jnp.int32) for name in ("tokens", "targets")},
+            batch={name: jax.ShapeDtypeStruct(dims, jnp.int32) for name in self._leaves},
             optimizer=training.optimizer.transformation(),
             num_tokens=dims[0] * dims[1],
             grad_accum=training.grad_accum,
@@ -98,6 +161,36 @@ class LanguageModelJob:
             remat=self.remat,
             compute_dtype=self.training.compute_dtype,
         )
+
+    @property
+    def _leaves(self) -> tuple[str, ...]:
+        is_packed = bool(self.data.datasets) and self.data.rows == "packed"
+        return LEAVES if is_packed else LEAVES[:2]
+
+    def _masking(self, tokenizer: Tokenizer) -> Masking:
+        mask_id = tokenizer.token_id(MASK_TOKEN)
+        if mask_id is None:
+            raise UsageError(
+                f"the datasets' tokenizer has no {MASK_TOKEN}, which stands for a hidden token; use one that has"
+            )
+        return Masking(
+            config=self.masking,
+            mask_id=mask_id,
+            vocab_size=self.transformer.vocab_size,
+            seed=self.training.seed,
+        )
+
+    def _identity(self, source: TextSource, start: StartingModel | None) -> dict[str, Any]:
+        """The job without `operation` and `remat`, with what names the content of its folders in their place."""
+        identity: dict[str, Any] = typed_json.encode(self)
+        for name in ("operation", "remat"):
+            del identity[name]
+        return identity | {
+            "type": "LanguageModelJob",
+            "data": source.identity,
+            "tokenizer": source.tokenizer.fingerprint,
+            "initial_model": "" if start is None else start.id,
+        }
 
     def shrunk(self, *, num_layers: int = 2, sequence_length: int = 16, global_batch_size: int = 16) -> Self:
         """A job of the same structure that any machine can run, in float32; see `jaxscale.nn.shrink`.

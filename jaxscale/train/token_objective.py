@@ -112,7 +112,13 @@ class TokenObjective:
         """
         ids = self.sample_ids(number)[rows]
         batch = self.data.rows(int(ids[0]), len(ids))
-        return batch if self.masking is None else self.masking.applied(batch, ids)
+        if self.masking is not None:
+            batch = self.masking.applied(batch, ids)
+        return {name: batch[name] for name in self.lengths}
+
+    def tokens_per_batch(self, number: int) -> int:
+        """Tokens of batch `number`, what is empty in its rows included."""
+        return self.sizes.size(number) * self.lengths["tokens"]
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """A shape for every size of batch."""
