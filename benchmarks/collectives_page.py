@@ -28,10 +28,10 @@ Recipes have their own width and two layers. All steps are float32, of 32 exampl
 
 Where the plan moves other things than the best specs by hand:
 
-* *bare_experts* and *mixtral_8x7b*: the plan adds up what experts make, cuts the sum by its width, combines it in those
-  parts and gathers what is combined; the compiler makes one reduce-scatter of sum and cut. By hand, asking for the
-  parts at once moves less than whole sums in the first, and more in the second: there the compiler takes the matmul
-  apart (`docs/decisions/sharding.md`).
+* *bare_experts* and *mixtral_8x7b*: the plan adds up what experts make, cuts the sum by its width and combines it in
+  those parts; the compiler makes one reduce-scatter of sum and cut, and gathers what is combined where all of it is
+  read. By hand, asking for the parts at once moves less than whole sums in the first, and more in the second: there the
+  compiler takes the matmul apart (`docs/decisions/sharding.md`).
 * *gpt2*: the plan splits the table of positions over `tensor` as it does that of tokens, and adds up its rows.
 """
 _COLUMNS = ("case", "derived", "by hand", "ratio", "Redco", "ratio", "closed form", "ratio")
