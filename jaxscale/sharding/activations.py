@@ -73,7 +73,7 @@ def activations_of(
         _send_in_parts(graph, mesh, splits, exchanges, found)
     elif mesh.expert > 1:
         _exchange_examples(graph, mesh, splits, found)
-    elif returns:
+    if returns and not exchanges:
         _combine_in_parts(graph, mesh, splits, returns, found)
     return tuple(found[place] for place in sorted(found))
 
@@ -209,13 +209,18 @@ def _combine_in_parts(
 
 
 def _scattered(pin: PlannedActivation, whole: Spec, in_parts: Spec) -> PlannedActivation:
-    """What experts make, added up and scattered over its width.
+    """What experts make, added up and scattered over its width, and the parts sent where the whole would be.
 
     Whole first: the compiler makes one reduce-scatter of the sum and the cut. Asked for parts at once, it takes a large
     matmul apart into a ring of permutes, the first of which send zeros, and gathers the gradient twice.
     """
+    steps = (*pin.through, pin.spec)
+    cut = [
+        tuple(part if part != axes else kept for kept, axes, part in zip(step, whole, in_parts, strict=True))
+        for step in steps
+    ]
     reason = "what each device's experts make is sent back in parts"
-    return dataclasses.replace(pin, through=(whole,), spec=in_parts, reason=reason)
+    return dataclasses.replace(pin, through=(steps[0], *cut[:-1]), spec=cut[-1], reason=reason)
 
 
 def _exchange_examples(

@@ -10,7 +10,9 @@ partial sums of all their places, M elements. Whole, they are scattered and gath
 (M) and combined, and the O elements of that are gathered; the backward pass gathers their gradient (M), and adds up
 that of the weights that combined them (2 W). Where it computes the sums again it adds them up again, whole (2 M) or in
 parts (M), and does not combine them. So whole sums move 4 M then, and parts 3 M + O + 2 W; where the forward pass keeps
-the sums, whole ones move 2 M, and parts 2 M + O + 2 W.
+the sums, whole ones move 2 M, and parts 2 M + O + 2 W, all of it times 1 - 1/t on `tensor=t`. Where experts are split
+over `expert=e` too, each sum comes back to the examples and its gradient goes out: (1 - 1/e) M whole, 1/t of it in
+parts.
 """
 
 from collections.abc import Mapping
@@ -53,15 +55,13 @@ def exchanges_of(graph: Graph, mesh: MeshSpec, splits: Splits, limits: Limits) -
 def returns_of(graph: Graph, mesh: MeshSpec, splits: Splits) -> Exchanges:
     """The contractions that combine what experts make in parts of its width, because that moves less.
 
-    None where tokens go to other devices' experts: what comes back from these is sent to the examples besides.
-
     Args:
       graph: the computation.
       mesh: with every size resolved.
       splits: what its factors are computed over.
     """
     experts = expert_factors(graph)
-    if mesh.tensor == 1 or mesh.expert > 1 or not experts:
+    if mesh.tensor == 1 or not experts:
         return {}
     widths = _widths(graph, experts, splits)
     sums = [
@@ -75,19 +75,22 @@ def returns_of(graph: Graph, mesh: MeshSpec, splits: Splits) -> Exchanges:
         if not experts.isdisjoint(c.contracted)
         and (local := _in_parts(graph, mesh, c, experts, widths, splits))
         and _factors(_made(c, local)) in sums
-        and moves_less_in_parts(c, _made(c, local))
+        and moves_less_in_parts(mesh, c, _made(c, local))
     }
 
 
-def moves_less_in_parts(c: Contraction, made: Operand) -> bool:
+def moves_less_in_parts(mesh: MeshSpec, c: Contraction, made: Operand) -> bool:
     """Whether what experts make moves less where it is combined in parts; see the head of this module.
 
     Args:
+      mesh: with every size resolved.
       c: combines what experts make.
       made: the one of its operands that experts made.
     """
     weights = c.right if made is c.left else c.left
-    return c.is_recomputed and c.num_outputs + 2 * weights.num_elements < made.num_elements
+    num_again = 1 if c.is_recomputed else 0
+    saved = (num_again + (2 + num_again) * (1 - 1 / mesh.expert)) * made.num_elements
+    return c.num_outputs + 2 * weights.num_elements < saved
 
 
 def is_of_experts(c: Contraction, experts: frozenset[int]) -> bool:

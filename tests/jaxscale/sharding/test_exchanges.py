@@ -99,11 +99,33 @@ def test_what_experts_make_is_whole_elsewhere(loss, mesh):
     assert all("tensor" not in spec for _, through, spec in pins for spec in (*through, spec))
 
 
-def test_what_is_no_partial_sum_or_comes_from_other_devices_experts_does_not_come_back_in_parts():
-    graph = trace_step(jax.checkpoint(routed), wide(), floats(8, GROUP, WIDE))
+def test_what_experts_make_on_other_devices_is_cut_there_and_comes_back_in_parts():
+    assert pins_of_wide(jax.checkpoint(routed), "expert=4,tensor=2", wide())[1:] == [
+        ((NUM_EXPERTS, 8, NUM_PLACES, WIDE), ["expert, -, -, -", "expert, -, -, tensor"], "-, expert, -, tensor"),
+        ((8, GROUP, WIDE), ["expert, -, tensor"], "expert, -, -"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expert", "num_returns"),
+    [
+        # 4 x 8 places of 256 are M = 65,536 elements; with O + 2 W = 40,960 they come back in parts if more is saved.
+        (jax.checkpoint(routed), 1, 1),  # M
+        (routed, 1, 0),  # nothing
+        (routed, 2, 1),  # 2 (1 - 1/2) M = M
+        # 4 x 4 places are M = 32,768 elements; O + 2 W = 36,864.
+        (few, 1, 0),  # M
+        (few, 2, 1),  # M + 3 (1 - 1/2) M = 2.5 M
+    ],
+)
+def test_parts_come_back_where_that_saves_more_than_it_costs(loss, expert, num_returns):
+    graph = trace_step(loss, wide(), floats(8, GROUP, WIDE))
     hidden = {f: ("tensor",) for f, size in graph.sizes.items() if size == HIDDEN}
-    assert len(returns_of(graph, MeshSpec(tensor=2), hidden)) == 1
-    assert returns_of(graph, MeshSpec(expert=4, tensor=2), hidden) == {}
+    assert len(returns_of(graph, MeshSpec(expert=expert, tensor=2), hidden)) == num_returns
+
+
+def test_what_is_no_partial_sum_does_not_come_back_in_parts():
+    graph = trace_step(jax.checkpoint(routed), wide(), floats(8, GROUP, WIDE))
     assert returns_of(graph, MeshSpec(tensor=2), {}) == {}
 
 
