@@ -183,6 +183,17 @@ def _decoder_by_hand(c: TransformerConfig, mesh: MeshSpec, b: int, s: int) -> tu
     ways = [
         HandWritten(name="specs and constraints", why=why, parameters=parameters(whole), activations=activations(whole))
     ]
+    if c.experts is not None:
+        group = min(c.experts.group_size, s)
+        made = (c.experts.num_experts, b, s // group, c.experts.capacity(group), c.d_model)
+        ways.append(
+            HandWritten(
+                name="what experts make, by its width",
+                why=f"{why}; what experts make is scattered over its width",
+                parameters=parameters(whole),
+                activations=activations(whole) | {made: "-, fsdp, -, -, tensor"},
+            )
+        )
     if 1 < parts < mesh.tensor:
         kv = f"tensor[1:{parts}]"
         ways.append(
@@ -313,7 +324,7 @@ def bare_experts() -> Case:
         HandWritten(name="specs alone", why=f"{why}; activations are left to XLA", parameters=parameters),
         HandWritten(
             name="what experts make, by its width",
-            why="what experts make is scattered over its width, combined there, and then gathered",
+            why="what experts make is scattered over its width",
             parameters=parameters,
             activations=activations | {(*routed, d): "-, fsdp, -, -, tensor"},
         ),

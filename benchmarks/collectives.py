@@ -30,7 +30,7 @@ from jaxscale.sharding.collectives import collectives
 
 MIB = 2**20
 MESHES = ("v5e:4x4@fsdp=4,tensor=4", "v5p:4x4x4@fsdp=16,tensor=4")
-GOLDEN = ("decoder", "fused_gpt2", "flax_attention")
+GOLDEN = ("decoder", "fused_gpt2", "flax_attention", "bare_experts")
 # Where 2 key-value heads divide into 8 even less.
 EXTRA = {"grouped_heads": ("v5e:4x4@fsdp=2,tensor=8",)}
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="some of them, joined by commas")
     parser.add_argument("--on", action="append", help="topology@mesh, as v5e:4x4@fsdp=4,tensor=4; may be repeated")
     parser.add_argument("--out", type=Path, default=None, help="keep the rows in this file")
-    parser.add_argument("--golden", type=Path, default=None, help="write what three cases move to this file, no more")
+    parser.add_argument("--golden", type=Path, default=None, help="write what some cases move to this file, no more")
     parser.add_argument("--markdown", type=Path, default=None, help="write all rows of --out as a page of tables")
     flags = parser.parse_args()
     if flags.golden is not None:
@@ -134,7 +134,7 @@ def budget(found: tuple[CollectiveTotal, ...]) -> dict[str, dict[str, list[int]]
 
 
 def keep_golden(path: Path) -> None:
-    """Writes what the derived plans of three cases move on v5e:4x4, under the version of libtpu."""
+    """Writes what the derived plans of some cases move on v5e:4x4, under the version of libtpu."""
     golden = json.loads(path.read_text()) if path.exists() else {}
     topology, _, mesh = MESHES[0].partition("@")
     spec = MeshSpec.parse(mesh)

@@ -26,10 +26,12 @@ another mesh, `--cases ''` none: it only writes the page. The rows by axis and k
 Recipes have their own width and two layers. All steps are float32, of 32 examples of 512 tokens (the small decoders: of
 256); GPT's vocabulary is rounded up to 50,304, and Mixtral routes groups of 128 tokens.
 
-Where specs by hand move less:
+Where the plan moves other things than the best specs by hand:
 
-* *bare_experts*: the plan adds up what experts make before it is combined. By hand it is scattered over its width and
-  gathered once combined. The same for Mixtral moved more, 9,171.7 MiB on v5e:4x4.
+* *bare_experts* and *mixtral_8x7b*: the plan adds up what experts make, cuts the sum by its width and combines it in
+  those parts; the compiler makes one reduce-scatter of sum and cut, and gathers what is combined where all of it is
+  read. By hand, asking for the parts at once moves less than whole sums in the first, and more in the second: there the
+  compiler takes the matmul apart (`docs/decisions/sharding.md`).
 * *gpt2*: the plan splits the table of positions over `tensor` as it does that of tokens, and adds up its rows.
 """
 _COLUMNS = ("case", "derived", "by hand", "ratio", "Redco", "ratio", "closed form", "ratio")

@@ -39,8 +39,11 @@ class PlanReport:
 
     @property
     def compiled_bound(self) -> StepBound | None:
-        """The bound on a step's time with what the compiled program sends, FLOPs and memory traffic as predicted."""
-        if self.compiled is None or not self.compiled.step.loops_known:
+        """The bound on a step's time with what the compiled program sends, FLOPs and memory traffic as predicted.
+
+        None of a program that was not finished, for it does not fit, or whose loops are of unknown length.
+        """
+        if self.compiled is None or self.compiled.step.out_of_memory or not self.compiled.step.loops_known:
             return None
         return bound_step(
             flops_by_dtype=self.estimate.work.flops,
@@ -82,6 +85,8 @@ class PlanReport:
         lines += ["bytes that a device sends in a step", *_table(_traffic(estimate, step))]
         if step is not None and not step.loops_known:
             lines += ["  a loop of unknown length is counted once: the compiled figures are too low"]
+        if step is not None and step.out_of_memory is not None and step.collectives:
+            lines += ["  the compiler gave up before its program was done: these bytes may be off"]
         lines += ["", "bound on a step's time", *_table(_bounds(estimate, self.compiled_bound)), ""]
         if self.compiled is not None and self.compiled.rematerialized:
             lines += ["the compiler finds no way from one sharding to another but a copy of the whole"]

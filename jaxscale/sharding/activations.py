@@ -51,6 +51,7 @@ def activations_of(
     splits: Splits,
     stored: StoredDims,
     exchanges: Exchanges,
+    returns: Exchanges,
 ) -> tuple[PlannedActivation, ...]:
     """The pins, in the order of the program.
 
@@ -61,6 +62,7 @@ def activations_of(
       splits: what its factors are computed over.
       stored: what comes of leaves with a layout; its factors don't say how it is cut.
       exchanges: the contractions that send tokens to experts, or back, in parts.
+      returns: those that only bring them back in parts, where none is sent.
     """
     found: dict[tuple[Address, int], PlannedActivation] = {}
     for made in graph.activations:
@@ -71,6 +73,8 @@ def activations_of(
         _send_in_parts(graph, mesh, splits, exchanges, found)
     elif mesh.expert > 1:
         _exchange_examples(graph, mesh, splits, found)
+    if returns and not exchanges:
+        _combine_in_parts(graph, mesh, splits, returns, found)
     return tuple(found[place] for place in sorted(found))
 
 
@@ -176,8 +180,47 @@ def _send_in_parts(
                 dataclasses.replace(pin, through=(in_parts,)) if arrives else dataclasses.replace(pin, spec=in_parts)
             )
         elif is_of_experts(c, experts) and place in found:
-            reason = "what each device's experts make is sent back in parts"
-            found[place] = dataclasses.replace(found[place], spec=in_parts, reason=reason)
+            found[place] = _scattered(found[place], whole, in_parts)
+
+
+def _combine_in_parts(
+    graph: Graph,
+    mesh: MeshSpec,
+    splits: Splits,
+    returns: Exchanges,
+    found: dict[tuple[Address, int], PlannedActivation],
+) -> None:
+    """Pins what experts make in parts of its width, and what is combined of it first in parts, then whole."""
+    experts = expert_factors(graph)
+    widths = {factor: axes for local in returns.values() for factor, axes in local.items()}
+    for made in graph.activations:
+        if made.contraction is None:
+            continue
+        c, place = graph.contractions[made.contraction], (made.address, made.output)
+        in_parts = spec_of_value(graph, mesh, made.dims, {**splits, **widths}, first=experts)
+        whole = spec_of_value(graph, mesh, made.dims, splits, first=experts)
+        if in_parts == whole or not _knows_the_batch(graph, mesh, made.dims, whole):
+            continue
+        if made.contraction in returns:
+            reason = "what experts made is combined in parts of its width"
+            found[place] = _pin(*place, made.shape, whole, "experts", reason, through=(in_parts,))
+        elif is_of_experts(c, experts) and place in found:
+            found[place] = _scattered(found[place], whole, in_parts)
+
+
+def _scattered(pin: PlannedActivation, whole: Spec, in_parts: Spec) -> PlannedActivation:
+    """What experts make, added up and scattered over its width, and the parts sent where the whole would be.
+
+    Whole first: the compiler makes one reduce-scatter of the sum and the cut. Asked for parts at once, it takes a large
+    matmul apart into a ring of permutes, the first of which send zeros, and gathers the gradient twice.
+    """
+    steps = (*pin.through, pin.spec)
+    cut = [
+        tuple(part if part != axes else kept for kept, axes, part in zip(step, whole, in_parts, strict=True))
+        for step in steps
+    ]
+    reason = "what each device's experts make is sent back in parts"
+    return dataclasses.replace(pin, through=(steps[0], *cut[:-1]), spec=cut[-1], reason=reason)
 
 
 def _exchange_examples(
@@ -207,9 +250,18 @@ def _exchange_examples(
 
 
 def _pin(
-    address: Address, output: int, shape: tuple[int, ...], spec: Spec, rule: str, reason: str
+    address: Address,
+    output: int,
+    shape: tuple[int, ...],
+    spec: Spec,
+    rule: str,
+    reason: str,
+    *,
+    through: tuple[Spec, ...] = (),
 ) -> PlannedActivation:
-    return PlannedActivation(address=address, output=output, shape=shape, spec=spec, rule=rule, reason=reason)
+    return PlannedActivation(
+        address=address, output=output, shape=shape, spec=spec, rule=rule, reason=reason, through=through
+    )
 
 
 def _why(

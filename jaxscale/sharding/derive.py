@@ -10,7 +10,7 @@ from jaxscale.mesh import MeshSpec, axis_of
 from jaxscale.sharding import guard
 from jaxscale.sharding.activations import StoredDims, activations_of
 from jaxscale.sharding.choices import Choices, nothing_placed
-from jaxscale.sharding.exchanges import exchanges_of
+from jaxscale.sharding.exchanges import exchanges_of, returns_of
 from jaxscale.sharding.graph import Graph, Leaf
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.pins import AddedRule, Pin, in_order, pinned
@@ -89,7 +89,13 @@ def plan_with(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) ->
         limits=limits,
         leaves=leaves,
         activations=activations_of(
-            graph, mesh, specs, splits, _stored_dims(graph, choices), exchanges_of(graph, mesh, splits, limits)
+            graph,
+            mesh,
+            specs,
+            splits,
+            _stored_dims(graph, choices),
+            exchanges_of(graph, mesh, splits, limits),
+            returns_of(graph, mesh, splits),
         ),
         not_understood=graph.not_understood,
     )

@@ -66,6 +66,8 @@ class Contraction:
     source: str = ""
     # Whether it stands in a `shard_map`, where what each device computes is written by hand.
     is_manual: bool = False
+    # Whether the backward pass computes it again, rather than keep what it made.
+    is_recomputed: bool = False
 
     @property
     def is_of_parameters(self) -> bool:

@@ -43,6 +43,9 @@ _CHANGEABLE = {
     **dict.fromkeys(("closed_call", "core_call"), "call_jaxpr"),
 }
 
+# Primitives that have their body computed again by the backward pass.
+_REMATERIALIZED = frozenset({"checkpoint", "remat", "remat2"})
+
 # Where an equation stands: positions of equations, outermost program first, and after the position of a `cond` the
 # number of the branch. (3,) is the fourth equation of a program; (3, 0) the first of the body or the called program
 # it holds; (3, 1, 0) the first of the second branch of a `cond`. Of a `while` it is the body that is meant.
@@ -183,6 +186,11 @@ def inner(equation: Equation) -> Scan | While | Branches | Call | Island | None:
         if called is not None and len(called.inputs) == len(equation.inputs):
             return Call(called)
     return None
+
+
+def is_recomputed(equation: Equation) -> bool:
+    """Whether the backward pass computes all of its body again; a policy that keeps some of it may keep any."""
+    return equation.name in _REMATERIALIZED and equation.params.get("policy") is None
 
 
 def constrained(equation: Equation) -> tuple[tuple[int, tuple[str, ...]], ...]:

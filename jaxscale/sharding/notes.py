@@ -37,6 +37,7 @@ class _Contracted:
     address: Address
     source: str
     is_manual: bool
+    is_recomputed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +110,13 @@ class Notes:
         self.factors = Factors()
         # How often in a step the operations noted now are run: the product of the scans around them.
         self.num_runs = 1
-        # Where the operation noted now stands, the user's line that made it, and whether it can be pinned there.
+        # Where the operation noted now stands, the user's line that made it, whether it can be pinned there, whether a
+        # `shard_map` holds it, and whether the backward pass computes it again.
         self.address: Address = ()
         self.source: Callable[[], str] = str
         self.is_inside_custom = False
         self.is_inside_manual = False
+        self.is_recomputed = False
         self._notes: list[_Note] = []
 
     def __len__(self) -> int:
@@ -139,6 +142,7 @@ class Notes:
                 self.address,
                 self.source(),
                 self.is_inside_manual,
+                self.is_recomputed,
             )
         )
 
@@ -292,6 +296,7 @@ class Notes:
             address=note.address,
             source=note.source,
             is_manual=note.is_manual,
+            is_recomputed=note.is_recomputed,
         )
 
     def _resolved(self, dims: Dims) -> Dims:

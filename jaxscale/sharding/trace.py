@@ -216,12 +216,13 @@ class _Walk:
     def _call(self, equation: Equation, program: Program, inputs: list[Value]) -> list[Value]:
         """The outputs of a called program; those of a custom derivative's are only pinned at its boundary."""
         address, is_custom = self._notes.address, equation.name.startswith("custom_")
-        since, was_inside = len(self._notes), self._notes.is_inside_custom
+        since, was_inside, was_again = len(self._notes), self._notes.is_inside_custom, self._notes.is_recomputed
         self._notes.is_inside_custom = was_inside or is_custom
+        self._notes.is_recomputed = was_again or jaxprs.is_recomputed(equation)
         self._calls.append(equation)
         results = self.run(program, inputs)
         self._calls.pop()
-        self._notes.is_inside_custom = was_inside
+        self._notes.is_inside_custom, self._notes.is_recomputed = was_inside, was_again
         if is_custom:
             results = [dataclasses.replace(value, made_by=self._place(i)) for i, value in enumerate(results)]
             self._notes.address = address

@@ -52,4 +52,7 @@ def check_divides(global_batch_size: int, grad_accum: int, mesh: MeshSpec) -> No
         product = "*".join([*axes, "grad_accum"] if grad_accum > 1 else axes)
         lower = global_batch_size // ways * ways
         near = " or ".join(str(size) for size in (lower, lower + ways) if size)
-        raise UsageError(f"global_batch_size={global_batch_size} must be divisible by {product}={ways}; use {near}")
+        raise UsageError(
+            f"global_batch_size={global_batch_size} must be divisible by {product}={ways}; use {near}, "
+            "or a mesh with more devices on tensor, over which no examples are split"
+        )

@@ -87,7 +87,7 @@ def test_derived_plans_move_no_more_than_specs_by_hand(name):
 @pytest.mark.aot
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (the extra tpu)")
-@pytest.mark.parametrize("name", ["decoder", "fused_gpt2", "flax_attention"])
+@pytest.mark.parametrize("name", ["decoder", "fused_gpt2", "flax_attention", "bare_experts"])
 def test_tpu_programs_move_what_they_did(name):
     version = metadata.version("libtpu")
     if version not in GOLDEN:

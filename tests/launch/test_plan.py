@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxscale.cost.compiled import CollectiveTotal, CompiledStep, OutOfMemory
 from launch import cli
+from launch.compile_recipe import CompiledRecipe
 from launch.verbs import plan
 
 RECIPES = Path(__file__).parent / "planned_recipes.py"
@@ -91,6 +93,30 @@ def test_what_does_not_fit_ends_with_7_and_the_largest_tensors(no_compiler, tmp_
     assert (found["exit_code"], found["fits"]) == (7, False)
     assert found["predicted"]["memory"]["parameters"] > 0
     assert found["changes"]
+
+
+def test_what_an_unfinished_program_sends_bounds_no_time(monkeypatch, tmp_path, capsys):
+    total = CollectiveTotal(
+        axes=("fsdp",), kind="all_reduce", group_size=4, num_runs=1, num_bytes=2**30, bytes_moved=1.5 * 2**30
+    )
+    refused = OutOfMemory(needed_bytes=2**40, available_bytes=2**34, message="RESOURCE_EXHAUSTED")
+    unfinished = CompiledStep(
+        memory=None,
+        out_of_memory=refused,
+        collectives=(total,),
+        loops_known=True,
+        xla_flops=None,
+        buffers=(),
+        compile_s=1.0,
+        versions={},
+    )
+    monkeypatch.setattr(plan, "compile_recipe", lambda request: CompiledRecipe(step=unfinished, rematerialized=()))
+    report = tmp_path / "plan.json"
+    assert cli.main(["plan", TINY, "--topology", "v5e:2x4", "--json", str(report)]) == 7
+    text = capsys.readouterr().out
+    assert "gave up before its program was done" in text
+    assert "with compiled bytes" not in text
+    assert json.loads(report.read_text())["compiled_bound"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tokens sent to experts in parts only where whole ones repeat much work; rows looked up in parts; small tables."""
+"""Tokens sent to experts and back in parts where whole ones repeat or move more; rows looked up in parts; tables."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,9 @@ import pytest
 
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.derive import derive, plan_of
-from jaxscale.sharding.exchanges import exchanges_of
+from jaxscale.sharding.exchanges import exchanges_of, returns_of
 from jaxscale.sharding.limits import Limits
+from jaxscale.sharding.specs import spec_text
 from jaxscale.sharding.splits import splits_of
 from jaxscale.sharding.trace import trace_step
 from jaxscale.sharding.work import flops_ratio, work_of
@@ -21,11 +22,11 @@ def floats(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def routed(p, x):
+def routed(p, x, num_places=NUM_PLACES):
     """One expert for each token, sent there and back by a one-hot."""
     chosen = jax.nn.one_hot(jnp.argmax(x @ p["router"], axis=-1), NUM_EXPERTS)
     place = (jnp.cumsum(chosen, axis=1) - chosen).astype(jnp.int32)
-    dispatch = jax.nn.one_hot(place, NUM_PLACES) * chosen[..., None]
+    dispatch = jax.nn.one_hot(place, num_places) * chosen[..., None]
     read = jnp.einsum("bgec,bgd->ebcd", dispatch, x)
     made = jnp.einsum("ebcf,efd->ebcd", jax.nn.relu(jnp.einsum("ebcd,edf->ebcf", read, p["up"])), p["down"])
     return jnp.einsum("bgec,ebcd->bgd", dispatch, made)
@@ -43,6 +44,89 @@ def test_tokens_are_sent_in_parts_where_whole_ones_repeat_more_work_than_the_lim
     assert len(sent) == 2
     copies = {work.contraction: work.num_copies for work in work_of(graph, mesh, splits, exchanges)}
     assert {copies[i] for i in sent} == ({1} if in_parts else {4})
+
+
+WIDE = 256
+
+
+def wide():
+    shapes = {"up": (NUM_EXPERTS, WIDE, HIDDEN), "down": (NUM_EXPERTS, HIDDEN, WIDE), "router": (WIDE, NUM_EXPERTS)}
+    return {name: floats(*shape) for name, shape in shapes.items()}
+
+
+def pins_of_wide(loss, mesh, params):
+    """The pins of what has the wide dim: its shape, where it goes through, where it lives."""
+    limits = Limits(small_leaf_bytes=0, max_flops_ratio=99)
+    plan = derive(loss, params, floats(8, GROUP, WIDE), MeshSpec.parse(mesh), limits=limits)
+    return [
+        (made.shape, [spec_text(spec) for spec in made.through], spec_text(made.spec))
+        for made in plan.activations
+        if WIDE in made.shape
+    ]
+
+
+def test_what_experts_make_comes_back_in_parts_where_it_is_computed_again_and_outnumbers_what_it_is_combined_to():
+    # Of every example 4 x 8 places of 256 against 16 tokens of 256 and twice 16 x 4 x 8 weights. What is read is whole.
+    assert pins_of_wide(jax.checkpoint(routed), "data=2,tensor=4", wide()) == [
+        ((NUM_EXPERTS, 8, NUM_PLACES, WIDE), [], "-, data, -, -"),
+        ((NUM_EXPERTS, 8, NUM_PLACES, WIDE), ["-, data, -, -"], "-, data, -, tensor"),
+        ((8, GROUP, WIDE), ["data, -, tensor"], "data, -, -"),
+    ]
+
+
+def kept(p, x):
+    return jax.checkpoint(routed, policy=jax.checkpoint_policies.dots_saveable)(p, x)
+
+
+def few(p, x):
+    """Experts have as many places as there are tokens."""
+    return jax.checkpoint(lambda p, x: routed(p, x, GROUP // NUM_EXPERTS))(p, x)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mesh"),
+    [
+        (routed, "data=2,tensor=4"),
+        (kept, "data=2,tensor=4"),
+        (few, "data=2,tensor=4"),
+        (jax.checkpoint(routed), "data=8"),
+    ],
+    ids=["not computed again", "may be kept", "no more than is combined", "no tensor"],
+)
+def test_what_experts_make_is_whole_elsewhere(loss, mesh):
+    pins = pins_of_wide(loss, mesh, wide())
+    assert pins
+    assert all("tensor" not in spec for _, through, spec in pins for spec in (*through, spec))
+
+
+def test_what_experts_make_on_other_devices_is_cut_there_and_comes_back_in_parts():
+    assert pins_of_wide(jax.checkpoint(routed), "expert=4,tensor=2", wide())[1:] == [
+        ((NUM_EXPERTS, 8, NUM_PLACES, WIDE), ["expert, -, -, -", "expert, -, -, tensor"], "-, expert, -, tensor"),
+        ((8, GROUP, WIDE), ["expert, -, tensor"], "expert, -, -"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expert", "num_returns"),
+    [
+        # 4 x 8 places of 256 are M = 65,536 elements; with O + 2 W = 40,960 they come back in parts if more is saved.
+        (jax.checkpoint(routed), 1, 1),  # M
+        (routed, 1, 0),  # nothing
+        (routed, 2, 1),  # 2 (1 - 1/2) M = M
+        # 4 x 4 places are M = 32,768 elements; O + 2 W = 36,864.
+        (few, 1, 0),  # M
+        (few, 2, 1),  # M + 3 (1 - 1/2) M = 2.5 M
+    ],
+)
+def test_parts_come_back_where_that_saves_more_than_it_costs(loss, expert, num_returns):
+    graph = trace_step(loss, wide(), floats(8, GROUP, WIDE))
+    hidden = {f: ("tensor",) for f, size in graph.sizes.items() if size == HIDDEN}
+    assert len(returns_of(graph, MeshSpec(expert=expert, tensor=2), hidden)) == num_returns
+
+
+def test_what_is_no_partial_sum_does_not_come_back_in_parts():
+    graph = trace_step(jax.checkpoint(routed), wide(), floats(8, GROUP, WIDE))
+    assert returns_of(graph, MeshSpec(tensor=2), {}) == {}
 
 
 def test_mixtral_repeats_next_to_nothing_at_its_full_size():

@@ -88,13 +88,16 @@ def test_experts_are_over_expert_and_each_ones_mlp_over_tensor(way):
         "": "data*expert, -, -",
     }
     assert {leaf.rules[0] for leaf in plan.leaves if leaf.path in ("up", "down", "bias")} == {"experts"}
-    # What experts make is theirs first; a matmul that sends it back then finds it with the examples.
+    # What experts make is theirs first; a matmul that sends it back then finds it with the examples, here in parts.
     theirs = [made for made in plan.activations if made.reason.startswith("each device computes its own experts")]
-    sent_back = [made for made in plan.activations if made.reason.endswith("goes back to the examples")]
+    sent_back = [made for made in plan.activations if made.reason.endswith("sent back in parts")]
     assert len(sent_back) == (way == "one-hot")
-    computed = [made.spec for made in theirs] + [first for made in sent_back for first in made.through]
-    assert [spec_text(spec)[:13] for spec in computed] == ["expert, data,"] * 2
-    assert all("expert" not in made.spec[0] for made in sent_back)
+    computed = [made.spec for made in theirs] + [step for made in sent_back for step in made.through]
+    assert {spec_text(spec)[:13] for spec in computed} == {"expert, data,"}
+    assert len(theirs) + len(sent_back) == 2
+    assert [spec_text(step) for made in sent_back for step in (*made.through, made.spec)] == (
+        ["expert, data, -, -", "expert, data, -, tensor", "-, data*expert, -, tensor"] if sent_back else []
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -107,6 +107,16 @@ def test_a_carry_that_meets_the_batch_late_is_known_to():
     assert contraction.num_runs == 5
 
 
+def test_what_a_remat_computes_again_is_told_from_what_it_may_keep():
+    def loss(p, x):
+        layer = jax.checkpoint(lambda c, w: (jnp.tanh(c @ w), None))
+        may_keep = jax.checkpoint(lambda c: jnp.tanh(c @ p["two"]), policy=jax.checkpoint_policies.dots_saveable)
+        return may_keep(jax.lax.scan(layer, x, p["one"])[0]) @ p["two"]
+
+    graph, _ = traced(loss, {"one": (3, 4, 4), "two": (4, 4)}, (2, 4))
+    assert [c.is_recomputed for c in graph.contractions] == [True, False, False]
+
+
 def test_rows_looked_up_by_the_batch_are_told_from_rows_looked_up_by_position():
     def embed(p, batch):
         tokens = batch.astype(jnp.int32)
