@@ -56,13 +56,13 @@ class Tokenizer:
         Raises:
           DataError: the library refuses it.
         """
-        self._spec = {**spec, "truncation": None, "padding": None}
         try:
-            self._library = tokenizers.Tokenizer.from_str(json.dumps(self._spec))
+            self._canonical = typed_json.canonical({**spec, "truncation": None, "padding": None})
+            self._library = tokenizers.Tokenizer.from_str(self._canonical.decode())
         except Exception as error:  # the library raises nothing narrower
             raise DataError(f"this is no tokenizer the tokenizers library can read: {error}") from None
         self.vocab_size: int = self._library.get_vocab_size(with_added_tokens=True)
-        self.fingerprint: str = hashlib.sha256(typed_json.canonical(self._spec)).hexdigest()
+        self.fingerprint: str = hashlib.sha256(self._canonical).hexdigest()
         self.pad_id: int = self._first_id(_PAD_TOKENS)
         self._unknown_id = self._first_id(_UNKNOWN_TOKENS)
         self.opening_ids, self.closing_ids = self._special_tokens_around()
@@ -163,7 +163,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """What `save` writes."""
-        return typed_json.canonical(self._spec).decode() + "\n"
+        return self._canonical.decode() + "\n"
 
     def _encode(self, texts: Sequence[str], start: int) -> list[list[int]]:
         try:

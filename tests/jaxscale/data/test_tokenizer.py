@@ -178,3 +178,12 @@ def test_bert_uncased_from_both_its_files_is_one_tokenizer() -> None:
     ]
     assert from_json.encode_batch(["hello world"], 64).ids[0].tolist() == [101, 7592, 2088, 102]
     assert from_json.pad_id == 0
+
+
+@pytest.mark.parametrize("odd", [float("nan"), "\ud800"])
+def test_refuses_a_file_that_has_no_canonical_bytes(tmp_path: Path, odd: object) -> None:
+    path = tmp_path / "tokenizer.json"
+    Tokenizer.train_bpe(["text"], vocab_size=262).save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "odd": odd}))
+    with pytest.raises(DataError, match="this is no tokenizer"):
+        Tokenizer.load(path)
