@@ -27,9 +27,9 @@ def pack(offsets: Int64[np.ndarray, " D+1"], length: int) -> Packs:
     Reference: Johnson 1973, "Near-optimal bin packing algorithms" (best fit decreasing); Krell et al. 2021, "Efficient
       sequence packing without cross-contamination", https://arxiv.org/abs/2107.02027
 
-    >>> packs = pack(np.array([0, 3, 12, 13]), 4)
+    >>> packs = pack(np.array([0, 3, 11, 12]), 4)
     >>> packs.row_ends.tolist(), packs.starts.tolist(), packs.lengths.tolist()
-    ([1, 2, 4], [3, 7, 0, 12], [4, 4, 3, 1])
+    ([1, 2, 4], [3, 7, 0, 11], [4, 4, 3, 1])
     """
     row_ends, starts, lengths = array.array("Q"), array.array("Q"), array.array("I")
     first = 0
