@@ -22,6 +22,7 @@ from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.masking import MaskingConfig
 from jaxscale.train.planned_step import PlannedStep
+from jaxscale.train.predictions import part_weight
 from jaxscale.train.randomness import named_key
 from jaxscale.train.text_source import StartingModel, TextSource, starting_model
 from jaxscale.train.token_objective import LEAVES, Masking, TokenObjective
@@ -138,6 +139,7 @@ class LanguageModelJob:
             optimizer=training.optimizer.transformation(),
             num_tokens=dims[0] * dims[1],
             grad_accum=training.grad_accum,
+            part_weight=part_weight(self.computation),
         )
 
     def loss(self, params: Params, batch: Mapping[str, jax.Array], key: Key[Array, ""]) -> Float32[Array, ""]:

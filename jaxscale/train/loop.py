@@ -137,7 +137,7 @@ class _Loop:
         self._pending: collections.deque[tuple[int, int, Metrics]] = collections.deque()
         self._last_row = (progress.step, time.monotonic())
         self._programs = StepPrograms(
-            make_step(setup.placement.loss, setup.identity),
+            make_step(setup.placement.loss, setup.identity, setup.placement.slices),
             state_shardings=setup.placement.state_shardings,
             batch_shardings=setup.placement.batch_shardings,
             metrics_sharding=setup.placement.metrics_sharding,

@@ -1,6 +1,6 @@
 """What the loop asks of anything that can be trained: parameters, a loss, batches, a dev metric, an export."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ class Objective(Protocol):
     """A thing to train. The loop knows nothing else of it, and calls nothing else.
 
     `init_params` and `loss` are traced by jax; `batch`, `evaluate` and `export` run on the host. What an objective may
-    have besides is in `SaysSamples` and `SaysTokens`.
+    have besides is in `SaysSamples`, `SaysTokens` and `AveragesParts`.
     """
 
     @property
@@ -111,4 +111,17 @@ class SaysTokens(Protocol):
 
     def tokens_per_batch(self, number: int) -> int:
         """The tokens of batch `number`, those that fill a row included; quick, for it is asked at every step."""
+        ...
+
+
+@runtime_checkable
+class AveragesParts(Protocol):
+    """An objective whose loss of a batch is a mean of the losses of its parts, so that slices can work apart."""
+
+    @property
+    def part_weight(self) -> Callable[[Mapping[str, jax.Array]], Float[Array, ""]] | None:
+        """The weight of a part in the mean of the losses, and of their metrics; traceable.
+
+        None where the loss is no such mean: examples meet each other, or dropout would draw the same for every part.
+        """
         ...

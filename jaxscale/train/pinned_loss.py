@@ -7,8 +7,10 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import UsageError
 from jaxscale.sharding.apply import apply_plan
+from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan
 from jaxscale.sharding.same_places import derive_like
 from jaxscale.train.batch_shapes import BatchShapes, bucket_of, bucket_text
@@ -20,7 +22,14 @@ _KEY = "(key)"
 
 
 def pinned_loss(
-    loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh, params: Params, microbatches: Sequence[BatchShapes], key: Any
+    loss_fn: LossFn,
+    plan: ShardingPlan,
+    mesh: Mesh,
+    params: Params,
+    microbatches: Sequence[BatchShapes],
+    key: Any,
+    *,
+    of_slices: bool = False,
 ) -> LossFn:
     """The loss with its activations pinned, of parameters as the plan stores them; on one device the loss itself.
 
@@ -34,6 +43,7 @@ def pinned_loss(
       params: shapes, as `jax.ShapeDtypeStruct`.
       microbatches: the shapes of all that the loss will be called with.
       key: the shape of a key.
+      of_slices: whether to make the loss of the part that one slice has of each microbatch; see `per_slice`.
 
     Raises:
       UsageError: a microbatch can't be computed with the parameters where they are; it is named with the leaf. Nothing
@@ -41,7 +51,9 @@ def pinned_loss(
     """
     if mesh.size == 1:
         return loss_fn
-    programs = {bucket_of(batch): _program(loss_fn, plan, mesh, params, batch, key) for batch in microbatches}
+    programs = {
+        bucket_of(batch): _program(loss_fn, plan, mesh, params, batch, key, of_slices) for batch in microbatches
+    }
 
     def loss(
         params: Params, batch: Mapping[str, jax.Array], key: PRNGKeyArray
@@ -66,12 +78,16 @@ def planned_inputs(batch: BatchShapes, key: Any) -> dict[str, Any]:
     return {**batch, _KEY: key}
 
 
-def _program(loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh, params: Params, batch: BatchShapes, key: Any) -> LossFn:
+def _program(
+    loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh, params: Params, batch: BatchShapes, key: Any, of_slices: bool
+) -> LossFn:
     inputs = planned_inputs(batch, key)
     planned = {leaf.path: leaf.shape for leaf in plan.leaves if leaf.role == "batch"}
     try:
         if planned != {name: leaf.shape for name, leaf in inputs.items()}:
             plan = derive_like(plan, planned_loss(loss_fn), params, inputs)
+        if of_slices:
+            plan, batch = part_plan(plan), microbatch_of(dict(batch), plan.mesh.slice)
         program: LossFn = apply_plan(plan, loss_fn, mesh, params, dict(batch), key)
     except UsageError as error:
         raise UsageError(f"a microbatch of {bucket_text(bucket_of(batch))}: {error}") from error

@@ -14,13 +14,15 @@ from jaxscale.errors import UsageError
 from jaxscale.mesh import spec_of
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.layouts import Layouts
+from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan, replicated
 from jaxscale.sharding.reorder import restore_on_mesh, store_on_mesh
 from jaxscale.train.batch_shapes import BatchShapes, Bucket, bucket_of, bucket_text, check_divides
 from jaxscale.train.job import TrainingIdentity
-from jaxscale.train.objective import Objective
+from jaxscale.train.objective import AveragesParts, Objective, Params
 from jaxscale.train.pinned_loss import pinned_loss, planned_inputs, planned_loss
 from jaxscale.train.randomness import named_key
+from jaxscale.train.slice_gradients import SliceGradients
 from jaxscale.train.state import State, new_state
 from jaxscale.train.step import LossFn
 
@@ -33,6 +35,7 @@ class Placement:
       mesh: where the run is.
       plan: of what the loss sees: with gradient accumulation a microbatch.
       loss: the objective's, its activations pinned, of parameters as they are stored.
+      slices: the same by slice; None on one slice, or where the loss is no mean of its parts'.
       state: `jax.ShapeDtypeStruct` leaves.
       state_shardings: a tree like the state.
       layouts: of the state's leaves that are stored in another order than the logical, by position.
@@ -44,6 +47,7 @@ class Placement:
     mesh: Mesh
     plan: ShardingPlan
     loss: LossFn
+    slices: SliceGradients | None
     state: State
     state_shardings: Any
     layouts: Layouts
@@ -101,6 +105,7 @@ def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Place
         mesh=mesh,
         plan=plan,
         loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key),
+        slices=_slices(objective, plan, mesh, state["params"], microbatches, key),
         state=state,
         state_shardings=plan.shardings(mesh, state),
         layouts=plan.layouts(state),
@@ -114,6 +119,22 @@ def abstract_state(objective: Objective, identity: TrainingIdentity) -> State:
     """The shapes of a run's state, as `jax.ShapeDtypeStruct` leaves."""
     optimizer = identity.optimizer.transformation()
     return jax.eval_shape(lambda: new_state(objective.init_params(named_key(identity.seed, "params")), optimizer))
+
+
+def _slices(
+    objective: Objective, plan: ShardingPlan, mesh: Mesh, params: Params, microbatches: Sequence[BatchShapes], key: Any
+) -> SliceGradients | None:
+    weight = objective.part_weight if isinstance(objective, AveragesParts) else None
+    if plan.mesh.slice == 1 or weight is None:
+        return None
+    inside, largest = part_plan(plan), max(microbatches, key=_num_values)
+    return SliceGradients(
+        loss=pinned_loss(objective.loss, plan, mesh, params, microbatches, key, of_slices=True),
+        weight=weight,
+        num_slices=plan.mesh.slice,
+        batch_shardings=inside.shardings(mesh, microbatch_of(dict(largest), plan.mesh.slice)),
+        gradient_shardings=inside.shardings(mesh, params),
+    )
 
 
 def _num_values(batch: BatchShapes) -> int:

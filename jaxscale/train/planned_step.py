@@ -6,16 +6,20 @@ from typing import Protocol
 
 import jax
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
+from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan
 from jaxscale.train.batch_shapes import check_divides
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.objective import Params
+from jaxscale.train.slice_gradients import SliceGradients, Weight
 from jaxscale.train.step import accumulated_gradient
 
 
@@ -30,6 +34,7 @@ class PlannedStep:
       optimizer: the transformation whose state goes along.
       num_tokens: tokens in a global batch, over all its leaves that the model reads.
       grad_accum: microbatches per step.
+      part_weight: of a part of a batch in its loss; None where the loss is no mean of its parts'. See `AveragesParts`.
     """
 
     loss: Callable[[Params, Mapping[str, jax.Array]], Float[Array, ""]]
@@ -38,6 +43,7 @@ class PlannedStep:
     optimizer: optax.GradientTransformation
     num_tokens: int
     grad_accum: int = 1
+    part_weight: Weight | None = None
 
     @property
     def microbatch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -76,6 +82,28 @@ def derive_step(step: PlannedStep, mesh: MeshSpec, *, limits: Limits = DEFAULT_L
     num_examples = next(iter(step.batch.values())).shape[0]
     check_divides(num_examples, step.grad_accum, mesh)
     return derive(step.loss, step.params, step.microbatch, mesh, optimizer=step.optimizer, limits=limits)
+
+
+def slice_gradients(step: PlannedStep, plan: ShardingPlan, mesh: Mesh) -> SliceGradients | None:
+    """How the slices of a mesh compute the step's gradient apart; None on one slice, or where they can't.
+
+    Args:
+      step: what is computed.
+      plan: of `derive_step`.
+      mesh: of the plan's spec.
+    """
+    if plan.mesh.slice == 1 or step.part_weight is None:
+        return None
+    part = microbatch_of(step.microbatch, plan.mesh.slice)
+    inside = part_plan(plan)
+    loss = apply_plan(inside, step.loss, mesh, step.params, part)
+    return SliceGradients(
+        loss=lambda params, part, key: (loss(params, part), {}),
+        weight=step.part_weight,
+        num_slices=plan.mesh.slice,
+        batch_shardings=inside.shardings(mesh, part),
+        gradient_shardings=inside.shardings(mesh, step.params),
+    )
 
 
 class PlannableJob(Protocol):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float32, Key
 
 from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
 from jaxscale.nn.functional import Params
+from jaxscale.train.slice_gradients import Weight
 
 
 class Prediction(Protocol):
@@ -35,3 +36,17 @@ class Prediction(Protocol):
     def without_regularization(self) -> Self:
         """The same with nothing in the loss but that of the tokens."""
         ...
+
+    def part_weight(self, batch: Mapping[str, jax.Array]) -> Float32[Array, ""]:
+        """The weight of a part of a batch in the batch's loss: its predicted tokens. Pure and traceable."""
+        ...
+
+    @property
+    def averages_parts(self) -> bool:
+        """Whether the loss of a batch is the mean of its parts' losses by their weights."""
+        ...
+
+
+def part_weight(computation: Prediction) -> Weight | None:
+    """The weight of a part of a batch; None where the loss is no mean of its parts'. See `objective.AveragesParts`."""
+    return computation.part_weight if computation.averages_parts else None

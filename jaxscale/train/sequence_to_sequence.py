@@ -17,6 +17,7 @@ from jaxscale.nn.functional import Params
 from jaxscale.nn.shrink import shrink_encoder_decoder
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.planned_step import PlannedStep
+from jaxscale.train.predictions import part_weight
 from jaxscale.train.randomness import named_key
 from jaxscale.train.target_prediction import TargetPrediction
 
@@ -72,6 +73,7 @@ class SequenceToSequenceJob:
             optimizer=training.optimizer.transformation(),
             num_tokens=num_examples * (self.source_length + self.target_length),
             grad_accum=training.grad_accum,
+            part_weight=part_weight(self.computation),
         )
 
     def loss(self, params: Params, batch: Mapping[str, jax.Array], key: Key[Array, ""]) -> Float32[Array, ""]:

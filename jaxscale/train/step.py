@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxscale.sharding.per_slice import added_up
 from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.objective import Params
 from jaxscale.train.randomness import step_key
+from jaxscale.train.slice_gradients import SliceGradients
 from jaxscale.train.state import State
 
 LossFn = Callable[[Params, Mapping[str, jax.Array], PRNGKeyArray], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
@@ -18,7 +20,7 @@ Metrics = dict[str, jax.Array]
 
 
 def make_step(
-    loss_fn: LossFn, identity: TrainingIdentity
+    loss_fn: LossFn, identity: TrainingIdentity, slices: SliceGradients | None = None
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, Metrics]]:
     """The step `(state, batch) -> (state, metrics)` that minimises a loss.
 
@@ -29,12 +31,13 @@ def make_step(
     Args:
       loss_fn: the mean loss of a batch or a microbatch, and its metrics; see `Objective.loss`.
       identity: microbatches and optimizer.
+      slices: the same loss by slice, so that slices meet once per step; None for a mesh of one, or another loss.
     """
     optimizer = identity.optimizer.transformation()
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         key = step_key(identity.seed, "loss", state["step"])
-        (loss, extra), grads = accumulated_gradient(loss_fn, identity.grad_accum, state["params"], batch, key)
+        (loss, extra), grads = accumulated_gradient(loss_fn, identity.grad_accum, state["params"], batch, key, slices)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         grads = _clip(grads, grad_norm, identity.optimizer.max_grad_norm)
@@ -56,12 +59,18 @@ def make_step(
 
 
 def accumulated_gradient(
-    loss_fn: LossFn, grad_accum: int, params: Params, batch: Mapping[str, jax.Array], key: PRNGKeyArray
+    loss_fn: LossFn,
+    grad_accum: int,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    key: PRNGKeyArray,
+    slices: SliceGradients | None = None,
 ) -> tuple[tuple[Float[Array, ""], dict[str, Float[Array, ""]]], Params]:
     """Loss, the objective's metrics and the gradient, each the mean over `grad_accum` microbatches, in float32.
 
     Microbatch i holds the examples i, i + grad_accum, ...: a device that has a run of the batch has an equal run of
-    every microbatch, so that cutting moves nothing between devices.
+    every microbatch, so that cutting moves nothing between devices. With `slices` each slice accumulates a gradient of
+    its own, and these are added up at the end.
 
     Args:
       loss_fn: the mean loss of a batch, and its metrics.
@@ -69,10 +78,12 @@ def accumulated_gradient(
       params: parameters.
       batch: leaves [B, ...], B divisible by `grad_accum`.
       key: of the step; each microbatch's has its number folded in.
+      slices: the same loss by slice; None to compute a microbatch whole.
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True) if slices is None else slices.value_and_grad
     if grad_accum == 1:
-        return value_and_grad(params, batch, key)
+        result = value_and_grad(params, batch, key)
+        return result if slices is None else added_up(result)
     microbatches = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // grad_accum, grad_accum, *x.shape[1:]).swapaxes(0, 1), dict(batch)
     )
@@ -86,6 +97,7 @@ def accumulated_gradient(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     numbers = jnp.arange(grad_accum, dtype=jnp.uint32)
     total, _ = jax.lax.scan(add, zeros, (numbers, microbatches))
+    total = total if slices is None else added_up(total)
     return jax.tree.map(lambda x: x / jnp.asarray(grad_accum, x.dtype), total)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32, Key
 from jaxscale.nn import functional
 from jaxscale.nn.config import EncoderDecoderConfig, Remat
 from jaxscale.nn.functional import Params
-from jaxscale.train.token_loss import token_loss
+from jaxscale.train.token_loss import num_predicted, token_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,17 @@ class TargetPrediction:
             remat=self.remat,
         )
         return token_loss(scores, batch["targets"], z_loss=self.z_loss), {}
+
+    def part_weight(self, batch: Mapping[str, jax.Array]) -> Float32[Array, ""]:
+        """The weight of a part of a batch in the batch's loss: its predicted tokens."""
+        return num_predicted(batch["targets"])
+
+    @property
+    def averages_parts(self) -> bool:
+        """Whether the loss of a batch is the mean of its parts' by their weights: not with dropout, which would leave
+        the same out of every part.
+        """
+        return not (self.transformer.encoder.dropout_rate or self.transformer.decoder.dropout_rate)
 
     def without_regularization(self) -> "TargetPrediction":
         """The same without dropout and z-loss, to be evaluated."""

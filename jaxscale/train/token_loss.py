@@ -8,6 +8,15 @@ from jaxtyping import Array, Float, Float32, Int
 NO_TARGET = -1
 
 
+def num_predicted(targets: Int[Array, "B S"]) -> Float32[Array, ""]:
+    """How many tokens are to be predicted; float32, the weight of their mean loss among those of other rows.
+
+    >>> float(num_predicted(jnp.array([[3, NO_TARGET], [0, 1]])))
+    3.0
+    """
+    return jnp.sum((targets >= 0).astype(jnp.float32))
+
+
 def token_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], *, z_loss: float = 0.0) -> Float32[Array, ""]:
     """The mean over predicted tokens of `log Z - logits[target] + z_loss (log Z)^2`, with `Z = sum exp(logits)`.
 

@@ -16,7 +16,8 @@ from jaxscale.nn.model_folder import ModelFolder, save_model
 from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.held_out import HeldOutText
 from jaxscale.train.masking import MaskingConfig, mask_tokens
-from jaxscale.train.predictions import Prediction
+from jaxscale.train.predictions import Prediction, part_weight
+from jaxscale.train.slice_gradients import Weight
 
 # The leaves of a language model's batch, all int32 [B S].
 LEAVES = ("tokens", "targets", "segments", "positions")
@@ -97,6 +98,11 @@ class TokenObjective:
     ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
         """The loss of a batch's tokens; see `Prediction.loss`."""
         return self.computation.loss(params, batch, key)
+
+    @property
+    def part_weight(self) -> Weight | None:
+        """Of a part of a batch in its loss; see `jaxscale.train.objective.AveragesParts`."""
+        return part_weight(self.computation)
 
     def sample_ids(self, number: int) -> Int64[np.ndarray, " B"]:
         """The samples of batch `number`, by their places in the data's order."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32, Key
 from jaxscale.nn import functional
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
-from jaxscale.train.token_loss import token_loss
+from jaxscale.train.token_loss import num_predicted, token_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,17 @@ class TokenPrediction:
             return loss, {}
         loss = loss + self.load_balance_loss * router.load_balance + self.router_z_loss * router.z
         return loss, {"load_balance": router.load_balance, "router_z": router.z}
+
+    def part_weight(self, batch: Mapping[str, jax.Array]) -> Float32[Array, ""]:
+        """The weight of a part of a batch in the batch's loss: its predicted tokens."""
+        return num_predicted(batch["targets"])
+
+    @property
+    def averages_parts(self) -> bool:
+        """Whether the loss of a batch is the mean of its parts' by their weights: not with experts, whose balance is
+        that of the whole batch, nor with dropout, which would leave the same out of every part.
+        """
+        return self.transformer.experts is None and not self.transformer.dropout_rate
 
     def without_regularization(self) -> "TokenPrediction":
         """The same without dropout and without all that is added to the loss of tokens, to be evaluated."""
