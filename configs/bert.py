@@ -1,4 +1,4 @@
-"""Recipes of the BERT family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+"""Recipes of the BERT family. To train one, name its text: `--data.datasets DIR`."""
 
 from jaxscale.nn.families import bert_config
 from jaxscale.train.job import Operation, TrainingIdentity

@@ -1,9 +1,38 @@
-"""Recipes of the GPT family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+"""Recipes of the GPT family. To train one, name its text: `--data.datasets DIR`."""
 
 from jaxscale.nn.families import gpt_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+
+
+def gpt2_12m() -> LanguageModelJob:
+    """A GPT-2 for one workstation: 13,258,240 parameters, 4,096 tokens per step; benchmarks/train_step.py times it.
+
+    Command: jaxscale train gpt2_12m --out runs/gpt --data.datasets tokens
+    Source: the layout of Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3; sizes,
+      rate and batch are ours.
+    Count: 12 L D^2 + 13 L D + (V + P) D + 2 D.
+    """
+    return LanguageModelJob(
+        transformer=gpt_config(num_layers=6, d_model=256, num_heads=4, vocab_size=32768, max_positions=512),
+        sequence_length=512,
+        training=TrainingIdentity(
+            num_steps=2000,
+            global_batch_size=8,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(
+                    peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100, decay_steps=2000
+                ),
+                b2=0.95,
+                weight_decay=0.1,
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(checkpoint_every_steps=200, eval_every_steps=200),
+        remat=False,
+        loss_chunk_tokens=512,
+    )
 
 
 def gpt2() -> LanguageModelJob:

@@ -40,6 +40,7 @@ def llama_10m() -> LanguageModelJob:
         ),
         operation=Operation(checkpoint_every_steps=200, eval_every_steps=200),
         remat=False,
+        loss_chunk_tokens=1024,
     )
 
 

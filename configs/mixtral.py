@@ -1,4 +1,4 @@
-"""Recipes of the Mixtral family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+"""Recipes of the Mixtral family. To train one, name its text: `--data.datasets DIR`."""
 
 from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import decoder_config

@@ -1,4 +1,4 @@
-"""Recipes of the PaLM family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+"""Recipes of the PaLM family. To train one, name its text: `--data.datasets DIR`."""
 
 from jaxscale.nn.families import palm_config
 from jaxscale.train.job import Operation, TrainingIdentity

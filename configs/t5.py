@@ -1,4 +1,4 @@
-"""Recipes of the T5 family; there is no language-model data yet, so they are for `explain`, `plan` and `tune`."""
+"""Recipes of the T5 family; encoder-decoders do not train yet, so they are for `explain`, `plan` and `tune`."""
 
 from jaxscale.nn.families import t5_config
 from jaxscale.train.job import Operation, TrainingIdentity

@@ -21,7 +21,7 @@ An encoder-decoder has `token/table`, `output/kernel`, and below `encoder/` and 
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +185,18 @@ def logits(
       UsageError: the model is an encoder.
     """
     return _merged(config, params).logits(hidden, compute_dtype=compute_dtype)
+
+
+def output_weights(
+    config: TransformerConfig, params: Params
+) -> tuple[Float32[Array, "V D"] | Float32[Array, "D V"], Literal[0, 1]]:
+    """What hidden states are multiplied with for the scores of tokens, and which of its dims is the vocabulary.
+
+    See `logits`, whose hidden states are scaled first where the config says so, and `masked_token_logits`.
+    """
+    if config.kind == "decoder" and not config.tied_output:
+        return params["output"]["kernel"], 1
+    return params["embeddings"]["token"]["table"], 0
 
 
 def masked_token_logits(

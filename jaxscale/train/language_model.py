@@ -48,6 +48,8 @@ class LanguageModelJob:
         all but the results of matmuls with weights ("matmuls").
       data: the text; `explain`, `plan` and `tune` need none.
       masking: which tokens of an encoder are hidden; not used by a decoder.
+      loss_chunk_tokens: of a batch or a microbatch, the most tokens whose scores of the vocabulary exist at once; None
+        for all. Devices that share the examples add up the output weights' gradient once per chunk.
       initial_model: a model folder with the same transformer, to begin from its weights; empty for fresh ones.
     """
 
@@ -62,6 +64,7 @@ class LanguageModelJob:
     data: TextData = typed_json.added(TextData())  # noqa: RUF009
     masking: MaskingConfig = typed_json.added(MaskingConfig())  # noqa: RUF009
     initial_model: str = typed_json.added("")
+    loss_chunk_tokens: int | None = typed_json.added(None)
 
     def __post_init__(self) -> None:
         if not 1 <= self.sequence_length <= self.transformer.max_positions:
@@ -69,6 +72,8 @@ class LanguageModelJob:
                 f"sequence_length={self.sequence_length} must be between 1 and the transformer's "
                 f"max_positions={self.transformer.max_positions}"
             )
+        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
+            raise UsageError(f"loss_chunk_tokens={self.loss_chunk_tokens} must be at least 1, or None for no chunks")
         for name in ("z_loss", "load_balance_loss", "router_z_loss"):
             if not getattr(self, name) >= 0.0:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
@@ -162,6 +167,7 @@ class LanguageModelJob:
             router_z_loss=self.router_z_loss,
             remat=self.remat,
             compute_dtype=self.training.compute_dtype,
+            chunk_tokens=self.loss_chunk_tokens,
         )
 
     @property

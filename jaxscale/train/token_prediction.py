@@ -6,11 +6,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Key
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from jaxscale.nn import functional
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
+from jaxscale.nn.token_losses import chunked_token_loss
+from jaxscale.nn.transformer import scaled_for_logits
 from jaxscale.train.token_loss import num_predicted, token_loss
 
 
@@ -25,6 +27,7 @@ class TokenPrediction:
       router_z_loss: weight of the squared logarithm of the router's softmax's denominator.
       remat: what of each layer the backward pass computes again.
       compute_dtype: of matrix products.
+      chunk_tokens: of a batch, the most whose scores exist at once; None for those of all.
     """
 
     transformer: TransformerConfig
@@ -33,6 +36,7 @@ class TokenPrediction:
     router_z_loss: float
     remat: Remat
     compute_dtype: Literal["float32", "bfloat16"]
+    chunk_tokens: int | None = None
 
     def init_params(self, key: Key[Array, ""]) -> Params:
         """Fresh weights; see `functional.init_params`."""
@@ -60,9 +64,7 @@ class TokenPrediction:
             dropout_key=key if self.transformer.dropout_rate else None,
             remat=self.remat,
         )
-        scores_of = functional.logits if self.transformer.kind == "decoder" else functional.masked_token_logits
-        scores = scores_of(self.transformer, params, hidden, compute_dtype=compute_dtype)
-        loss = token_loss(scores, batch["targets"], z_loss=self.z_loss)
+        loss = self._loss_of_tokens(params, hidden, batch["targets"])
         if router is None:
             return loss, {}
         loss = loss + self.load_balance_loss * router.load_balance + self.router_z_loss * router.z
@@ -78,6 +80,27 @@ class TokenPrediction:
         that of the whole batch, nor with dropout, which would leave the same out of every part.
         """
         return self.transformer.experts is None and not self.transformer.dropout_rate
+
+    def _loss_of_tokens(
+        self, params: Params, hidden: Float[Array, "B S D"], targets: Int[Array, "B S"]
+    ) -> Float32[Array, ""]:
+        config, compute_dtype = self.transformer, jnp.dtype(self.compute_dtype)
+        if self.chunk_tokens is None:
+            scores_of = functional.logits if config.kind == "decoder" else functional.masked_token_logits
+            return token_loss(
+                scores_of(config, params, hidden, compute_dtype=compute_dtype), targets, z_loss=self.z_loss
+            )
+        weights, vocabulary_dim = functional.output_weights(config, params)
+        loss, _ = chunked_token_loss(
+            scaled_for_logits(config, hidden) if config.kind == "decoder" else hidden,
+            weights,
+            targets,
+            vocabulary_dim=vocabulary_dim,
+            chunk_tokens=self.chunk_tokens,
+            z_loss=self.z_loss,
+            compute_dtype=compute_dtype,
+        )
+        return loss
 
     def without_regularization(self) -> "TokenPrediction":
         """The same without dropout and without all that is added to the loss of tokens, to be evaluated."""
