@@ -2,12 +2,13 @@
 
 Command: python benchmarks/train_step.py --peers .venv-peers/bin/python --out benchmarks/results/train_step.jsonl
 
-6 layers 256 wide, 32,768 tokens in the vocabulary, 8 rows of 512 tokens a step, AdamW, clipping, no dropout, tied output:
-the recipe `gpt2_12m`. One JSON row per figure, medians of several turns. Both sides have the same cores, random tokens,
-and weights and optimizer in float32. bfloat16 is that of matrix products; torch's autocast chooses what else it is for.
+6 layers 256 wide, 32,768 tokens in the vocabulary, 8 rows of 512 tokens a step, AdamW, clipping, no dropout, tied
+output: the recipe `gpt2_12m`. One JSON row per figure, medians of several turns. Both sides have the same cores, random
+tokens, and weights and optimizer in float32. bfloat16 is that of matrix products; torch's autocast chooses what else it
+is for.
 
-The last row sets our step on 8 emulated devices (fsdp=8, float32, no chunks, which such a mesh pays for) beside the one on
-one device: the same cores do the same arithmetic, so what is lost is what sharding costs there.
+The last row sets our step on 8 emulated devices (fsdp=8, float32, no chunks, which such a mesh pays for) beside the one
+on one device: the same cores do the same arithmetic, so what is lost is what sharding costs there.
 """
 
 import argparse

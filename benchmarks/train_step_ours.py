@@ -1,4 +1,4 @@
-"""Our side of benchmarks/train_step.py: the steps of `jaxscale train`, one request a line, without the loop around them.
+"""Our side of benchmarks/train_step.py: the steps of `jaxscale train` without the loop, one request a line.
 
 A request and its answer are those of train_step_peer.py.
 """

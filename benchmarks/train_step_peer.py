@@ -1,7 +1,7 @@
 """The side of transformers and torch in benchmarks/train_step.py: runs in the peers' environment, one request a line.
 
-A request is {"dtype": "float32" | "bfloat16", "steps": number of steps}; the answer is {"seconds": ..., "loss": the last
-one}. bfloat16 is torch's autocast: weights and optimizer stay float32. Between requests it uses no processor.
+A request is {"dtype": "float32" | "bfloat16", "steps": number of steps}; the answer is {"seconds": ..., "loss": the
+last one}. bfloat16 is torch's autocast: weights and optimizer stay float32. Between requests it uses no processor.
 """
 
 import json

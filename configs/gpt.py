@@ -7,11 +7,12 @@ from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 
 
 def gpt2_12m() -> LanguageModelJob:
-    """A GPT-2 for one workstation: 13,258,240 parameters, 4,096 tokens per step; benchmarks/train_step.py times it.
+    """A GPT-2 for one workstation: 13,258,752 parameters, 4,096 tokens per step; benchmarks/train_step.py times it.
 
-    Command: jaxscale train gpt2_12m --out runs/gpt --data.datasets tokens
-    Source: the layout of Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3; sizes,
-      rate and batch are ours.
+    Command: jaxscale explain gpt2_12m --mesh fsdp=8
+    Training: jaxscale train gpt2_12m --out runs/gpt --data.datasets tokens
+    Source: the layout of Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3;
+      sizes, rate and batch are ours.
     Count: 12 L D^2 + 13 L D + (V + P) D + 2 D.
     """
     return LanguageModelJob(

@@ -10,7 +10,8 @@ from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 def llama_10m() -> LanguageModelJob:
     """A Llama for one workstation: 9,703,680 parameters, 2 key-value heads for 4; 8,192 tokens per step.
 
-    Command: jaxscale train llama_10m --out runs/lm --data.datasets tokens
+    Command: jaxscale explain llama_10m --mesh fsdp=4,tensor=2
+    Training: jaxscale train llama_10m --out runs/lm --data.datasets tokens
     Source: the layout of Touvron et al. 2023, https://arxiv.org/abs/2302.13971; sizes, rate and batch are ours,
       for half an hour on 2 cores.
     Count: V D + L (2 D (H + K) C + 3 D F + 2 D) + D.

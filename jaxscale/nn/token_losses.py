@@ -123,7 +123,7 @@ def _loss_forward(
     def step(
         carry: tuple[_Sums, Float32[Array, "D V"]], chunk: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[tuple[_Sums, Float32[Array, "D V"]], Float[Array, "B C D"]]:
-        (total, of_weights), (here, by_dim, wanted) = carry, chunk
+        (total, of_weights), (here, by_width, wanted) = carry, chunk
         scores = _scores(how, here, weights)
         sums, log_z, is_target = _sums(scores, wanted)
         predicted = (wanted >= 0).astype(jnp.float32) / count
@@ -132,16 +132,19 @@ def _loss_forward(
         slope = jnp.where(is_target, slope - predicted[:, :, None], slope)
         slope = slope.astype(how.compute_dtype)
         of_hidden = _product(how, slope, weights, ((2,), (how.vocabulary_dim,)))
-        added = _product(how, by_dim, slope, ((1, 2), (0, 1)))
+        added = _product(how, by_width, slope, ((1, 2), (0, 1)))
         return (_added(total, sums), of_weights + added), of_hidden.astype(hidden.dtype)
 
     width, num_tokens = hidden.shape[-1], output_weights.shape[how.vocabulary_dim]
     start = (_no_sums(), jnp.zeros((width, num_tokens), jnp.float32))
     chunks = _cut(hidden, how.num_chunks)
     # Once more with the width first: what is summed over stands next to itself in memory, which CPUs need for speed.
-    by_dim = jnp.moveaxis(chunks, 3, 1)
-    (total, of_weights), of_hidden = jax.lax.scan(step, start, (chunks, by_dim, _cut(targets, how.num_chunks)))
-    of_weights = of_weights.T if how.vocabulary_dim == 0 else of_weights
+    by_width = jnp.moveaxis(chunks, 3, 1)
+    (total, of_weights), of_hidden = jax.lax.scan(step, start, (chunks, by_width, _cut(targets, how.num_chunks)))
+    if how.vocabulary_dim == 0:
+        # A scan of one chunk is none, and XLA's CPU backend folds a transpose that follows a bfloat16 dot into the dot,
+        # and has no code for what comes out.
+        of_weights = jax.lax.optimization_barrier(of_weights).T
     return _means(how, total, count), (_joined(of_hidden), of_weights.astype(output_weights.dtype))
 
 

@@ -58,6 +58,22 @@ def test_loss_and_gradient_are_those_of_whole_scores(chunk_tokens, vocabulary_di
     assert far_leaves(gradient, expected, tolerance=1e-5) == {}
 
 
+@pytest.mark.parametrize("vocabulary_dim", [0, 1])
+@pytest.mark.parametrize("chunk_tokens", [32, 10**6])
+def test_bfloat16_compiles_and_rounds_the_gradient(chunk_tokens, vocabulary_dim):
+    params, batch = drawn(vocabulary_dim=vocabulary_dim)
+
+    def ours(params, batch):
+        options = {"z_loss": Z_LOSS, "chunk_tokens": chunk_tokens, "vocabulary_dim": vocabulary_dim}
+        hidden = batch["x"] * params["in"]
+        return chunked_token_loss(hidden, params["table"], batch["targets"], compute_dtype=jnp.bfloat16, **options)[0]
+
+    got, gradient = jax.jit(jax.value_and_grad(ours))(params, batch)
+    wanted, expected = jax.value_and_grad(functools.partial(whole_loss, vocabulary_dim=vocabulary_dim))(params, batch)
+    assert float(got) == pytest.approx(float(wanted), rel=2e-2)
+    assert far_leaves(gradient, expected, tolerance=2e-2) == {}
+
+
 def test_metrics_are_the_parts_of_the_loss():
     params, batch = drawn()
     hidden = batch["x"] * params["in"]
