@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan diff": ("plan_diff", "what changed between two plans that `plan --json` or `explain --json` wrote"),
     "tune": ("tune", "the fastest mesh, remat, microbatches and precision that fit, the best of them compiled"),
     "train": ("train", "trains a recipe; the same command again resumes"),
+    "replay": ("replay", "one step of a run once more, and again: the same bits as then, or which differ"),
     "generate": ("generate", "prompts -> what a trained decoder writes after them"),
     "import hf": ("import_hf", "a Hugging Face folder of the BERT family -> a model folder"),
     "embed": ("embed", "a corpus -> committed vectors"),
@@ -124,7 +125,7 @@ def _run(words: list[str]) -> int:
     verb, rest = _split_verb(words)
     _prepare_process(verb, flags)
     module = importlib.import_module(f"launch.verbs.{VERBS[verb][0]}")
-    command = _parse(verb, module, rest)
+    command = parse(verb, module, rest)
     if flags.json_file is not None:
         _write_json(flags.json_file, {"error": f"{verb} has not ended"})
     try:
@@ -235,8 +236,17 @@ def _prepare_process(verb: str, flags: GlobalFlags) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _parse(verb: str, module: Any, words: list[str]) -> Any:
+def parse(verb: str, module: Any, words: list[str]) -> Any:
+    """The command of a verb, as its words say; one that keeps its words is given them.
+
+    Args:
+      verb: as in `VERBS`.
+      module: of the verb.
+      words: after the verb, without the global flags.
+    """
     import tyro
+
+    given = tuple(words)
 
     default = None
     if verb in RECIPE_VERBS and words and not words[0].startswith("-"):
@@ -246,7 +256,8 @@ def _parse(verb: str, module: Any, words: list[str]) -> Any:
     elif verb in RECIPE_VERBS and not {"-h", "--help"} & set(words):
         raise UsageError(f"{verb} needs a recipe as its first word; `jaxscale recipes` lists them")
     options = {} if default is None else {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
-    return tyro.cli(module.Command, prog=f"jaxscale {verb}", args=words, **options)
+    command = tyro.cli(module.Command, prog=f"jaxscale {verb}", args=words, **options)
+    return dataclasses.replace(command, words=given) if hasattr(command, "words") else command
 
 
 def _check_packages_are_ours() -> None:

@@ -352,3 +352,31 @@ def chip_of_topology(text: str) -> Chip:
     if name not in CHIPS:
         raise UsageError(f"topology {text!r}: unknown chip {name!r}; the chips are {', '.join(CHIPS)}")
     return CHIPS[name]
+
+
+def chip_of_device(kind: str) -> Chip | None:
+    """The chip that jax calls `kind`, or None where no figures are published for it.
+
+    Args:
+      kind: `device_kind` of a device.
+
+    >>> chip_of_device("TPU v5 lite").name, chip_of_device("NVIDIA H100 80GB HBM3").name, chip_of_device("cpu")
+    ('v5e', 'h100', None)
+    """
+    if kind.startswith("NVIDIA "):
+        model = re.split(r"[ -]", kind)[1].lower()
+        return CHIPS.get(model)
+    return CHIPS.get(_TPU_KINDS.get(kind, ""))
+
+
+# What jax's own TPU kernels compare `device_kind` with.
+_TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}

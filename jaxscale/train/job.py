@@ -6,6 +6,7 @@ from typing import Literal, Protocol, Self
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.observe.profile import ProfileWindow
 from jaxscale.train.adafactor import AdafactorConfig
 from jaxscale.train.objective import Objective
 from jaxscale.train.optimizer import AdamWConfig
@@ -68,6 +69,8 @@ class Operation:
       eval_every_steps: the dev metric is computed at multiples of this step, 0 included; None for at the end only.
       best_metric: the dev metric that chooses the exported checkpoint; empty for the last checkpoint.
       best_mode: whether a higher or a lower value of it is better.
+      checkpoint_every_s: seconds after which a checkpoint is due besides; None for by steps only.
+      profile: START:STOP, the steps that jax's profiler records into the folder `profile`; empty for none.
       compile_cache: a folder for compiled programs, `auto` (in the user's cache folder) or `off`; several CPU devices
         do without one.
       tensorboard: whether TensorBoard files are written too; needs the extra `tensorboard`.
@@ -83,6 +86,8 @@ class Operation:
     best_mode: Literal["max", "min"] = "max"
     compile_cache: str = "auto"
     tensorboard: bool = False
+    checkpoint_every_s: float | None = typed_json.added(None)
+    profile: str = typed_json.added("")
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):
@@ -92,6 +97,10 @@ class Operation:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1, or None")
+        if self.checkpoint_every_s is not None and not self.checkpoint_every_s > 0:
+            raise UsageError(f"checkpoint_every_s={self.checkpoint_every_s} must be above 0, or None")
+        if self.profile:
+            ProfileWindow.parse(self.profile)
 
 
 class Job(Protocol):

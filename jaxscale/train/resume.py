@@ -8,6 +8,7 @@ from typing import Any
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.train.data_order import DataOrder
+from jaxscale.train.result import Best
 
 _NUM_STEPS = "training.num_steps"
 _NUM_NAMED_CHANGES = 12
@@ -110,16 +111,6 @@ class Fork:
         if not at or not (Path(folder) / "job.json").is_file():
             raise UsageError(f"--fork-from {text}: {folder or text} is not a run folder: it has no job.json")
         return cls(run=Path(folder), step=int(step))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Best:
-    """The best dev metric so far, and the step whose checkpoint has its parameters."""
-
-    step: int
-    metric: str
-    mode: str
-    value: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

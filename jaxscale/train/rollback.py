@@ -131,7 +131,7 @@ def go_back(setup: Setup, spiked: SpikedStep, now: Progress, step: int | None) -
       step: of the checkpoint to go back to; None for the run's beginning.
     """
     if step is None:
-        state = first_state(setup)
+        state = first_state(setup.objective, setup.identity, setup.placement)
         saved = dataclasses.replace(
             now, step=0, last_evaluated=None, best=None, order=DataOrder(), recent_losses=(), num_rollbacks=0
         )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +41,8 @@ class JobFile:
     identity_sha256: str
     operation: dict[str, Any]
     forked_from: Origin | None
+    # The words after `jaxscale train` at the last start; none where it was started from Python.
+    command: tuple[str, ...] = typed_json.added(())
 
 
 class RunFolder:
@@ -77,13 +80,16 @@ class RunFolder:
         """Where the exported model is."""
         return self.path / "model"
 
-    def claim(self, identity: dict[str, Any], operation: Any, fork: Fork | None) -> tuple[JobFile, list[Change]]:
+    def claim(
+        self, identity: dict[str, Any], operation: Any, fork: Fork | None, command: Sequence[str] = ()
+    ) -> tuple[JobFile, list[Change]]:
         """The job as job.json is to say it, checked against the one that is there; nothing is written.
 
         Args:
           identity: what the run is.
           operation: how it is operated from now on.
           fork: the run whose state this one begins with.
+          command: the words that started it, for `jaxscale replay`.
 
         Returns:
           The job, and what changed since the last start: a longer run, and fields of the operation.
@@ -109,6 +115,7 @@ class RunFolder:
             identity_sha256=typed_json.fingerprint(identity),
             operation=operation,
             forked_from=forked_from,
+            command=tuple(command),
         )
         return job, found
 

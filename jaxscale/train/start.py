@@ -68,7 +68,7 @@ def begin(setup: Setup) -> tuple[State, Progress]:
         state, progress, event = _fork(setup, setup.job.forked_from, now)
     else:
         identity_sha256 = setup.job.identity_sha256
-        state, progress = first_state(setup), now
+        state, progress = first_state(setup.objective, setup.identity, setup.placement), now
         event = {"event": "started", "step": 0, "mesh": now.mesh, "identity_sha256": identity_sha256}
     setup.folder.write_job(setup.job)
     setup.folder.write_json("environment.json", now.environment)
@@ -150,13 +150,13 @@ def _fork(setup: Setup, origin: Origin, now: Progress) -> Beginning:
     return state, dataclasses.replace(now, step=origin.step, order=saved.order), event
 
 
-def first_state(setup: Setup) -> State:
+def first_state(objective: Objective, identity: TrainingIdentity, placement: Placement) -> State:
     """The state before the first step, of fresh or given parameters."""
-    optimizer, placement = setup.identity.optimizer.transformation(), setup.placement
-    given = setup.objective.starting_params
+    optimizer = identity.optimizer.transformation()
+    given = objective.starting_params
     if given is None:
-        key = named_key(setup.identity.seed, "params")
-        make = functools.partial(setup.objective.init_params, key)
+        key = named_key(identity.seed, "params")
+        make = functools.partial(objective.init_params, key)
         return place_new_state(make, optimizer, placement.state_shardings, placement.layouts)
     _check_params(given, placement.state["params"])
     return place_params(given, optimizer, placement.state_shardings, placement.layouts)

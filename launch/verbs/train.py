@@ -10,7 +10,8 @@ from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import mesh_from_text, spec_of
 from jaxscale.train.job import Job
-from jaxscale.train.loop import TrainResult, train
+from jaxscale.train.loop import train
+from jaxscale.train.result import TrainResult
 from jaxscale.train.resume import Fork
 from jaxscale.train.run_folder import JOB_FILE
 from jaxscale.train.signals import StopSignals
@@ -29,16 +30,21 @@ class Command:
       mesh: as fsdp=4,tensor=2; empty for what the recipe says, else all devices on data.
       fork_from: RUN or RUN@step: a new run that begins with the state of another one, whatever its job.
       init_from: a model folder, or a run folder with a model: a new run that begins with its parameters.
+      profile: START:STOP: the steps that jax's profiler records.
       job: the recipe's job.
+      words: of the command line.
     """
 
     out: Path
     mesh: str = ""
     fork_from: str = ""
     init_from: str = ""
+    profile: str = ""
     # tyro sees the class of the recipe's job through the default that `for_recipe` gives. An optional part that the
     # recipe has is flags like any other; one that it does without stays away.
     job: Annotated[Any, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = None
+    # What was written on the command line; for `replay`.
+    words: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
     @classmethod
     def for_recipe(cls, name: str, job: Any) -> Self:
@@ -61,19 +67,18 @@ class Command:
             raise UsageError("--fork-from and --init-from both say what the run begins with; give one of them")
         with StopSignals() as stop:
             with stop.hold(lambda: "training had not begun, so there was nothing to save"):
-                job = self._resolved_job()
+                job = self.resolved_job()
                 job.check(spec_of(mesh_from_text(job.operation.mesh)))
                 objective = job.objective()
             fork = Fork.parse(self.fork_from) if self.fork_from else None
-            result = train(objective, job.training, job.operation, self.out, fork=fork, stop=stop)
+            result = train(objective, job.training, job.operation, self.out, fork=fork, stop=stop, command=self.words)
         print(_summary(result))
         return {"out": str(self.out), **typed_json.encode(result)}
 
-    def _resolved_job(self) -> Job:
+    def resolved_job(self) -> Job:
         """The job with the verb's own flags put into it."""
-        job = self.job
-        if self.mesh:
-            job = dataclasses.replace(job, operation=dataclasses.replace(job.operation, mesh=self.mesh))
+        given = {name: value for name in ("mesh", "profile") if (value := getattr(self, name))}
+        job = dataclasses.replace(self.job, operation=dataclasses.replace(self.job.operation, **given))
         resolved: Job = job.starting_from(str(_model_folder(Path(self.init_from)))) if self.init_from else job
         return resolved
 

@@ -14,6 +14,7 @@ import pytest
 from jaxscale.observe.compiles import CompileCounter
 from jaxscale.observe.metrics import read_metrics
 from jaxscale.train.events import read_events
+from jaxscale.train.speedometer import MEASURED
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = "tests/jaxscale/train/tiny.py"
@@ -87,7 +88,7 @@ def whole(tmp_path_factory, cache):
 
 
 def rows(out):
-    return [{k: v for k, v in row.items() if k != "examples_per_s"} for row in read_metrics(out)]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(out)]
 
 
 def test_killed_and_stopped_in_every_way_it_ends_with_the_same_bits(whole, cache, tmp_path):

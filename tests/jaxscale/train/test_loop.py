@@ -19,6 +19,7 @@ from jaxscale.train.loop import train
 from jaxscale.train.resume import Fork
 from jaxscale.train.run_folder import RunFolder, read_job
 from jaxscale.train.signals import StopSignals
+from jaxscale.train.speedometer import MEASURED
 from tests.jaxscale.train import tiny
 
 
@@ -33,7 +34,7 @@ def events(out, name):
 
 
 def rows_without_times(out):
-    return [{k: v for k, v in row.items() if k != "examples_per_s"} for row in read_metrics(out)]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(out)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

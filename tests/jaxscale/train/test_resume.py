@@ -6,7 +6,8 @@ import pytest
 
 from jaxscale.errors import DataError, UsageError
 from jaxscale.train.data_order import DataOrder
-from jaxscale.train.resume import Best, Fork, Progress, check_identity, past_sha256
+from jaxscale.train.result import Best
+from jaxscale.train.resume import Fork, Progress, check_identity, past_sha256
 
 OLD = {"training": {"num_steps": 10, "seed": 1, "optimizer": {"b1": 0.9}}, "data": "abc"}
 
