@@ -285,7 +285,9 @@ class HostLoop:
         objective = self._setup.objective
         tokens = {"tokens": objective.tokens_per_batch(number)} if isinstance(objective, SaysTokens) else {}
         self._speed.count(
-            num_examples=self._setup.identity.global_batch_size, num_tokens=tokens.get("tokens", 0), flops=self._flops
+            num_examples=self._setup.identity.batch_sizes.size(number),
+            num_tokens=tokens.get("tokens", 0),
+            flops=self._flops,
         )
         if step == 1 or step % self._setup.operation.log_every_steps == 0:
             self._writer.write(step, {"loss": values["loss"], **values, **tokens, **self._speed.row(self._flops)})

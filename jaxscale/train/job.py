@@ -8,6 +8,7 @@ from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.observe.profile import ProfileWindow
 from jaxscale.train.adafactor import AdafactorConfig
+from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.objective import Objective
 from jaxscale.train.optimizer import AdamWConfig
 from jaxscale.train.spikes import SpikeConfig
@@ -21,6 +22,8 @@ class TrainingIdentity:
       seed: of parameters, data order and dropout; below 2**32.
       num_steps: the length of the run; the only field of an identity that may change on resume, and only upwards.
       global_batch_size: examples per step, over all devices.
+      batch_ramp: where batches grow: pairs of a batch's number and the size of the batches from there on, the first of
+        batch 0, the last size global_batch_size. Empty: all are of that size.
       grad_accum: microbatches per step; their mean gradient is the step's gradient.
       optimizer: which one, and its schedule.
       compute_dtype: of activations; parameters, gradients and the optimizer's second moment are float32 always.
@@ -37,6 +40,7 @@ class TrainingIdentity:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     max_skipped_in_a_row: int = 10
     spikes: SpikeConfig | None = typed_json.added(None)  # noqa: RUF009 (a field of a frozen class)
+    batch_ramp: tuple[tuple[int, int], ...] = typed_json.added(())
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch_size", "grad_accum", "max_skipped_in_a_row"):
@@ -48,12 +52,26 @@ class TrainingIdentity:
             raise UsageError(
                 f"global_batch_size={self.global_batch_size} must be divisible by grad_accum={self.grad_accum}"
             )
+        if self.batch_sizes.stages[-1][1] != self.global_batch_size:
+            raise UsageError(
+                f"batch_ramp={self.batch_ramp} must end with global_batch_size={self.global_batch_size}, the size that "
+                "it leads to; leave it empty for batches of that size from the start"
+            )
+        if any(size % self.grad_accum for size in self.batch_sizes.distinct):
+            raise UsageError(
+                f"batch_ramp={self.batch_ramp}: every size must be divisible by grad_accum={self.grad_accum}"
+            )
         end = self.optimizer.schedule.last_useful_step
         if end is not None and self.num_steps > end:
             raise UsageError(
                 f"num_steps={self.num_steps} goes beyond decay_steps={end}, from where the learning rate is 0; "
                 "use a longer decay_steps (a new run, or --fork-from this one) or a final_learning_rate above 0"
             )
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The size of every batch."""
+        return BatchSizes(stages=self.batch_ramp or ((0, self.global_batch_size),))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

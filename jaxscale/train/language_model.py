@@ -18,7 +18,6 @@ from jaxscale.nn.functional import Params
 from jaxscale.nn.model_folder import load_model
 from jaxscale.nn.shrink import shrink
 from jaxscale.train.batch_shapes import check_divides
-from jaxscale.train.batch_sizes import BatchSizes
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.masking import MaskingConfig
 from jaxscale.train.planned_step import PlannedStep
@@ -92,7 +91,8 @@ class LanguageModelJob:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
+        for size in self.training.batch_sizes.distinct:
+            check_divides(size, self.training.grad_accum, mesh)
         best, names = self.operation.best_metric, ["loss", "perplexity"]
         names += ["bits_per_byte"] if self.transformer.kind == "decoder" else []
         if best and not self.data.held_out:
@@ -120,7 +120,7 @@ class LanguageModelJob:
             computation=self.computation,
             data=source.mixture(self.sequence_length, training.seed),
             lengths=dict.fromkeys(self._leaves, self.sequence_length),
-            sizes=BatchSizes(stages=((0, training.global_batch_size),)),
+            sizes=training.batch_sizes,
             masking=None if is_decoder else self._masking(tokenizer),
             held_out=source.held_out_text(self.sequence_length, counts_bits=is_decoder),
             tokenizer=tokenizer,
@@ -212,5 +212,7 @@ class LanguageModelJob:
             self,
             transformer=shrink(self.transformer, num_layers=num_layers, max_positions=sequence_length),
             sequence_length=sequence_length,
-            training=dataclasses.replace(self.training, global_batch_size=global_batch_size, compute_dtype="float32"),
+            training=dataclasses.replace(
+                self.training, global_batch_size=global_batch_size, batch_ramp=(), compute_dtype="float32"
+            ),
         )

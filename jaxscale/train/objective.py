@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int64, PRNGKeyArray
 
 # A nested dict of arrays; float32 leaves are the master weights.
 Params = dict[str, Any]
-# One global batch: every leaf's leading dim is `global_batch_size`.
+# One global batch: every leaf's leading dim is the batch's size.
 Batch = Mapping[str, np.ndarray]
 
 

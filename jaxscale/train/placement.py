@@ -91,8 +91,10 @@ def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Place
       UsageError: a batch can't be cut as grad_accum and the mesh ask, or be computed as the plan says.
     """
     spec, batches = spec_of(mesh), objective.batch_shapes()
-    check_divides(identity.global_batch_size, identity.grad_accum, spec)
-    _check_alike(batches, identity.global_batch_size)
+    sizes = identity.batch_sizes.distinct
+    for size in sizes:
+        check_divides(size, identity.grad_accum, spec)
+    _check_alike(batches, sizes)
     state = abstract_state(objective, identity)
     key = jax.eval_shape(lambda: named_key(identity.seed, "loss"))
     # What runs, and so what is planned, is the loss of a microbatch. Device by device it is a part of its batch, see
@@ -141,7 +143,7 @@ def _num_values(batch: BatchShapes) -> int:
     return sum(math.prod(leaf.shape) for leaf in batch.values())
 
 
-def _check_alike(batches: Sequence[BatchShapes], size: int) -> None:
+def _check_alike(batches: Sequence[BatchShapes], sizes: Sequence[int]) -> None:
     if not batches:
         raise UsageError("objective.batch_shapes() names no batch; name the shapes of every batch it makes")
     for batch in batches:
@@ -149,8 +151,9 @@ def _check_alike(batches: Sequence[BatchShapes], size: int) -> None:
             raise UsageError(
                 f"batches have the leaves {sorted(batch)} and {sorted(batches[0])}; give all the same ones"
             )
+        wanted = " or ".join(map(str, sizes))
         for name, leaf in batch.items():
-            if leaf.shape[:1] != (size,):
+            if leaf.shape[:1] not in [(size,) for size in sizes]:
                 raise UsageError(
-                    f"batch leaf {name!r} has shape {leaf.shape}; expected global_batch_size={size} as first dim"
+                    f"batch leaf {name!r} has shape {leaf.shape}; expected global_batch_size={wanted} as first dim"
                 )

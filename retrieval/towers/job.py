@@ -50,6 +50,10 @@ class DualTowerJob:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
+        if self.training.batch_ramp:
+            raise UsageError(
+                f"training.batch_ramp={self.training.batch_ramp}: towers train on batches of one size; use none"
+            )
         _given(self.data.folder)
         self._check_model()
         self._check_lengths()

@@ -13,6 +13,8 @@ from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.families import bert_config, decoder_config
+from jaxscale.observe.metrics import read_metrics
+from jaxscale.train.adafactor import AdafactorConfig
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.language_model import LanguageModelJob
 from jaxscale.train.loop import train
@@ -139,3 +141,45 @@ def test_the_same_dataset_twice_and_metrics_without_text_are_refused(text, tmp_p
         job_of(dataclasses.replace(text, held_out=""), operation=asks).check(mesh)
     with pytest.raises(UsageError, match=r"best_metric='mrr' must be one of loss, perplexity, bits_per_byte"):
         job_of(text, operation=Operation(best_metric="mrr")).check(mesh)
+
+
+RAMP = ((0, 4), (6, 8))
+
+
+def test_batches_grow_where_the_ramp_says_and_no_sample_is_left_out(text):
+    job = job_of(text)
+    ramped = dataclasses.replace(job, training=dataclasses.replace(job.training, batch_ramp=RAMP)).objective()
+    even = job.objective()
+    assert [len(ramped.sample_ids(number)) for number in range(8)] == [4] * 6 + [8] * 2
+    tokens = [np.concatenate([o.batch(n)["tokens"] for n in range(number)]) for o, number in [(ramped, 8), (even, 5)]]
+    np.testing.assert_array_equal(*tokens)
+
+
+def test_a_run_killed_where_its_batches_grow_ends_with_the_same_bits(text, tmp_path):
+    """Adafactor, on a mesh; each part of the run ends with the step before, at, or after the first large batch."""
+    job = job_of(text)
+    optimizer = AdafactorConfig(schedule=ScheduleConfig(kind="rsqrt", peak_learning_rate=1e-2, decay_steps=4))
+    operation = Operation(mesh="fsdp=2,tensor=2@0-3", compile_cache="off")
+
+    def run(out, num_steps):
+        training = dataclasses.replace(job.training, num_steps=num_steps, batch_ramp=RAMP, optimizer=optimizer)
+        ramped = dataclasses.replace(job, training=training, operation=operation)
+        return train(ramped.objective(), training, operation, out).state_hash
+
+    whole = run(tmp_path / "whole", 8)
+    assert [run(tmp_path / "parts", num_steps) for num_steps in (5, 6, 7, 8)][-1] == whole
+    tokens = [row["tokens"] for row in read_metrics(tmp_path / "parts") if "tokens" in row]
+    assert tokens[0] == 4 * LENGTH
+
+
+def test_a_ramp_that_leads_elsewhere_is_refused(text):
+    training = job_of(text).training
+    with pytest.raises(UsageError, match="must end with global_batch_size=8"):
+        dataclasses.replace(training, batch_ramp=((0, 4),))
+    with pytest.raises(UsageError, match="must begin with batch 0 and go upwards"):
+        dataclasses.replace(training, batch_ramp=((2, 4), (6, 8)))
+    with pytest.raises(UsageError, match="every size must be divisible by grad_accum=4"):
+        dataclasses.replace(training, batch_ramp=((0, 2), (6, 8)), grad_accum=4)
+    ramped = dataclasses.replace(job_of(text), training=dataclasses.replace(training, batch_ramp=((0, 2), (6, 8))))
+    with pytest.raises(UsageError, match="global_batch_size=2 must be divisible by"):
+        ramped.check(MeshSpec(data=4))
