@@ -30,6 +30,7 @@ def words_of(verb):
         "data stats": "folder",
         "import hf": "folder",
         "plan diff": "garbage garbage",
+        "replay": "folder",
         "verify": "folder",
     } | dict.fromkeys(RECIPE_VERBS, RECIPE)
     return [*verb.split(), *behind.get(verb, "").split()]
