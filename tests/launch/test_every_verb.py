@@ -101,6 +101,8 @@ BAD_INPUT = [
     ("train two_tower_tiny --out out --data.folder folder --mesh nonsense=2", 2, "nonsense"),
     ("tune llama2_7b", 2, "tune needs --topology"),
     ("tune llama2_7b --topology v5e:2", 2, "expected 2 sizes"),
+    ("replay none --step 1", 3, "job.json"),
+    ("replay folder --step 1", 3, "job.json"),
     ("verify none", 3, "none"),
     ("verify folder", 3, "nothing committed"),
     ("doctor --at none", 4, "not fit to run"),
