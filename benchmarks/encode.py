@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.interop.huggingface import import_bert
+from jaxscale.interop.huggingface import import_model
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.config import TransformerConfig
 from retrieval.encode import TextEncoder
@@ -253,7 +253,7 @@ def forward_flops(config: TransformerConfig, num_tokens: int) -> float:
 
 
 def load_encoder(folder: Path) -> Encoder:
-    model = import_bert(folder)
+    model = import_model(folder)
     config = EncoderConfig(
         transformer=model.config,
         pooling=model.settings.pooling,

@@ -153,6 +153,10 @@ class Tokenizer:
         """The id of a token, or None where the vocabulary lacks it."""
         return self._library.token_to_id(token)
 
+    def token(self, id: int) -> str | None:
+        """The token of an id, or None where the vocabulary lacks it."""
+        return self._library.id_to_token(id)
+
     def save(self, path: Path | str) -> None:
         """Writes a tokenizer.json, always the same bytes for the same tokenizer.
 

@@ -1,180 +1,295 @@
-"""Folders of the BERT family as Hugging Face's transformers writes them: config.json, model.safetensors, tokenizer."""
+"""Folders as Hugging Face's transformers writes them, in and out: config.json, safetensors, tokenizer.json.
+
+A folder is turned into a model folder tensor by tensor, and back: one of them is in memory at a time.
+"""
 
 import dataclasses
 import hashlib
-import re
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jaxtyping import Float32
 
 from jaxscale.data.tokenizer import Tokenizer
-from jaxscale.errors import DataError
+from jaxscale.errors import DataError, UsageError
+from jaxscale.interop.bert import BERT
+from jaxscale.interop.family import Family
+from jaxscale.interop.gpt2 import GPT2
 from jaxscale.interop.json_file import JsonObject
+from jaxscale.interop.llama import LLAMA
+from jaxscale.interop.mapping import Place, Table
 from jaxscale.interop.sentence_transformers import read_settings
-from jaxscale.nn.config import TransformerConfig
-from jaxscale.nn.families import bert_config
-from jaxscale.nn.functional import Params
-from jaxscale.nn.model_folder import ModelFolder, check_params, check_vocabulary
+from jaxscale.interop.t5 import T5
+from jaxscale.interop.tensor_files import StoredTensor, open_tensors, weight_files, write_tensors
+from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
+from jaxscale.nn.model_folder import (
+    PARAMS_FOLDER,
+    ModelCard,
+    ModelFolder,
+    check_params,
+    check_vocabulary,
+    load_card,
+    save_card,
+)
+from jaxscale.nn.text import end_of_text_id
+from jaxscale.store import arrays
+from jaxscale.store.checksums import Check
+from jaxscale.store.chunks import Chunked, Index, chunk_shape
 
-WEIGHTS_FILE = "model.safetensors"
+FAMILIES: tuple[Family[Any], ...] = (LLAMA, GPT2, BERT, T5)
+CONFIG_FILE = "config.json"
 
-Tensors = dict[str, Float32[np.ndarray, "..."]]
-
-# The names of transformers for our activations.
-_ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "silu"]] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
-# Not part of the encoder: an index that is always 0, 1, 2..., and the heads of the pretraining tasks.
-_IGNORED = re.compile(r"embeddings\.(position|token_type)_ids|pooler\..*|cls\..*|classifier\..*")
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
-def import_bert(folder: str | Path) -> ModelFolder:
-    """Reads a folder of the BERT family.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFaceFolder:
+    """A folder whose tensors stay on disk until they are asked for.
+
+    Attributes:
+      path: the folder.
+      card: what its model is.
+      table: which of its tensors is which of our leaves.
+      tensors: by the names that the table has.
+    """
+
+    path: Path
+    card: ModelCard
+    table: Table
+    tensors: Mapping[str, StoredTensor]
+
+    def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of our leaves, by path."""
+        return {place.ours: place.leaf_shape for place in self.table.places}
+
+    def parts(self, leaf: str) -> Iterator[tuple[Index, Float32[np.ndarray, "..."]]]:
+        """The parts of one of our leaves, each read when it is asked for: where it stands, and its values.
+
+        Raises:
+          DataError: a tensor holds what is no finite number, or can't be read.
+        """
+        for place in self.table.places:
+            if place.ours == leaf:
+                at = (*(slice(i, i + 1) for i in place.index), *(slice(0, n) for n in place.rearranged.ours_shape))
+                yield at, place.rearranged.as_ours(self._read(place))[(None,) * len(place.index)]
+
+    def _read(self, place: Place) -> Float32[np.ndarray, "..."]:
+        tensor = self.tensors[place.theirs]
+        values = tensor.read().astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise DataError(f"{tensor.path}: tensor {tensor.name} holds numbers that are not finite")
+        return values
+
+
+def open_folder(path: str | Path) -> HuggingFaceFolder:
+    """Opens a folder of one of `FAMILIES` and compares its tensors' names and shapes with what its config.json says.
 
     Args:
-      folder: holds config.json, model.safetensors (float32, float16 or bfloat16) and tokenizer.json or vocab.txt;
-        the settings of sentence-transformers, where they are there too, become the model's settings.
+      path: holds config.json, model.safetensors (float32, float16 or bfloat16; or several and their index) and
+        tokenizer.json or vocab.txt; the settings of sentence-transformers, where they are there too, become the
+        model's settings.
+
+    Raises:
+      DataError: a file is missing or malformed, the architecture is another one, or a tensor is missing, unexpected or
+        of a wrong shape; the message names it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder")
+    file = JsonObject(path / CONFIG_FILE)
+    model_type = file.require("model_type", str)
+    family = next((family for family in FAMILIES if model_type in family.model_types), None)
+    if family is None:
+        known = ", ".join(name for family in FAMILIES for name in family.model_types)
+        raise DataError(f"{file.path}: model_type={model_type!r} is not supported; {known} are")
+    stored = open_tensors(path)
+    config = family.read(file, stored.keys())
+    table = family.table(config)
+    tensors = _checked(table, {table.canonical(name): tensor for name, tensor in stored.items()})
+    tokenizer = _tokenizer(path)
+    check_vocabulary(config, tokenizer)
+    card = ModelCard(
+        config=config,
+        tokenizer=tokenizer,
+        settings=read_settings(path, config.max_positions),
+        provenance={
+            "source": "huggingface",
+            "name": path.resolve().name,
+            "model_type": model_type,
+            **{name: _sha256(path / name) for name in (CONFIG_FILE, *weight_files(path))},
+        },
+    )
+    return HuggingFaceFolder(path=path, card=card, table=table, tensors=tensors)
+
+
+def import_model(path: str | Path) -> ModelFolder:
+    """Reads a folder whole; see `open_folder`.
 
     Returns:
       The model, its parameters in float32.
+    """
+    folder = open_folder(path)
+    params = {}
+    for leaf, shape in folder.leaf_shapes().items():
+        params[leaf] = np.empty(shape, np.float32)
+        for index, values in folder.parts(leaf):
+            params[leaf][index] = values
+    fields = {field.name: getattr(folder.card, field.name) for field in dataclasses.fields(folder.card)}
+    model = ModelFolder(**fields, params=arrays.nest(params))
+    check_params(model.config, model.params)
+    return model
+
+
+def convert(path: str | Path, out: str | Path) -> str:
+    """Commits a model folder out of a folder; no more than one of its tensors is in memory.
+
+    Args:
+      path: as for `open_folder`.
+      out: the model folder; must not be there yet.
+
+    Returns:
+      Its identity.
 
     Raises:
-      DataError: a file is missing or malformed, the architecture is another one, or a tensor is missing, unexpected,
-        of a wrong shape or not finite; the message names it.
+      DataError: as `open_folder`, or a tensor is not finite.
+      MachineError: the disk is full, or another writer is at work there.
+      UsageError: something is at `out` already.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    config = _read_config(JsonObject(folder / "config.json"))
-    params = _params_of(config, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
-    check_params(config, params)
-    tokenizer = Tokenizer.load(folder)
-    check_vocabulary(config, tokenizer)
-    return ModelFolder(
-        config=config,
-        params=params,
-        tokenizer=tokenizer,
-        settings=read_settings(folder, config.max_positions),
-        provenance={
-            "source": "huggingface",
-            "name": folder.resolve().name,
-            **{name: _sha256(folder / name) for name in ("config.json", WEIGHTS_FILE)},
-        },
-    )
+    folder = open_folder(path)
+
+    def write_params(directory: Path) -> None:
+        for leaf, shape in folder.leaf_shapes().items():
+            num_stacked = len(next(place.index for place in folder.table.places if place.ours == leaf))
+            # A part is one layer's, or one expert's: the grid never puts two into one chunk.
+            grid = (1,) * num_stacked + chunk_shape(shape[num_stacked:], np.dtype(np.float32).itemsize)
+            like = Chunked(shape=shape, dtype=np.dtype(np.float32), parts=(), chunk_shape=grid)
+            arrays.write_streamed(directory, leaf, folder.parts(leaf), like=like)
+
+    return save_card(out, folder.card, write_params)
 
 
-def _read_config(file: JsonObject) -> TransformerConfig:
-    model_type = file.require("model_type", str)
-    if model_type != "bert":
-        raise DataError(f"{file.path}: model_type={model_type!r} is not supported, only 'bert'")
-    file.refuse_unless("position_embedding_type", str, "absolute")
-    file.refuse_unless("is_decoder", bool, False)
-    file.refuse_unless("add_cross_attention", bool, False)
-    activation = file.optional("hidden_act", str, "gelu")
-    if activation not in _ACTIVATIONS:
-        raise DataError(f"{file.path}: hidden_act={activation!r} is not supported; {', '.join(_ACTIVATIONS)} are")
-    config = bert_config(
-        num_layers=file.require("num_hidden_layers", int),
-        d_model=file.require("hidden_size", int),
-        num_heads=file.require("num_attention_heads", int),
-        d_ff=file.require("intermediate_size", int),
-        vocab_size=file.require("vocab_size", int),
-        max_positions=file.require("max_position_embeddings", int),
-        type_vocab_size=file.optional("type_vocab_size", int, 2),
-        dropout_rate=file.optional("hidden_dropout_prob", float, 0.1),
-    )
-    return dataclasses.replace(
-        config,
-        activation=_ACTIVATIONS[activation],
-        norm_epsilon=file.optional("layer_norm_eps", float, 1e-12),
-        initial_stddev=file.optional("initializer_range", float, 0.02),
-    )
+def export_model(
+    path: str | Path,
+    out: str | Path,
+    *,
+    dtype: DtypeName = "float32",
+    max_file_bytes: int = 5 * 10**9,
+    check: Check = "full",
+) -> list[str]:
+    """Writes a folder that transformers loads, out of a model folder; no more than one tensor is in memory.
 
+    Args:
+      path: the model folder.
+      out: the folder to write; must not be there yet, and is there whole or not at all.
+      dtype: of the tensors.
+      max_file_bytes: of one file of tensors, unless a single tensor is larger.
+      check: of the model folder, as for `load_model`.
 
-def _read_tensors(path: Path) -> Tensors:
-    """Every tensor of the encoder in float32, by its name without the prefix `bert.` and with today's norm names."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; pickled weights are not read, save the model as safetensors")
+    Returns:
+      The names of the files.
+
+    Raises:
+      DataError: it is no model folder, or no family has its layout; the message says what differs.
+      UsageError: something is at `out` already.
+    """
+    out, params = Path(out), Path(path) / PARAMS_FOLDER
+    if out.exists():
+        raise UsageError(f"{out} exists already; give another folder")
+    card = load_card(path, check)
+    family = _family_of(card.config)
+    places = family.table(card.config).by_tensor()
+
+    def value_of(name: str) -> Float32[np.ndarray, "..."]:
+        theirs = np.empty(places[name][0].rearranged.shape, np.float32)
+        for place in places[name]:
+            arrays.read_into(params, place.ours, place.index, place.rearranged.as_ours(theirs))
+        return theirs
+
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     try:
-        entries = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise DataError(f"{path}: not a whole safetensors file: {error}") from None
-    tensors: Tensors = {}
-    for full_name, entry in entries:
-        name = full_name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if _IGNORED.fullmatch(name):
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise DataError(f"{path}: tensor {full_name} is {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
-        values = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        tensors[name] = values.astype(np.float32)
-    return tensors
+        shapes = {name: found[0].rearranged.shape for name, found in places.items()}
+        files = write_tensors(draft, shapes, value_of, dtype=jnp.dtype(dtype), max_file_bytes=max_file_bytes)
+        files += _write_texts(draft, card, family, dtype)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return files
 
 
-def _params_of(config: TransformerConfig, tensors: Tensors, path: Path) -> Params:
-    """Our tree out of transformers' tensors; every tensor is used once."""
-    left = dict(tensors)
-    d, h, c, f = config.d_model, config.num_heads, config.head_dim, config.d_ff
+def _family_of(config: TransformerConfig | EncoderDecoderConfig) -> Family[Any]:
+    candidates = [family for family in FAMILIES if isinstance(config, family.kind)]
+    nearest = min(candidates, key=lambda family: len(family.misfits(config)))
+    if misfits := nearest.misfits(config):
+        raise DataError(
+            f"no family of transformers has this model's layout; the nearest, {', '.join(nearest.model_types)}, would "
+            f"have to be told what it has no word for: {'; '.join(misfits)}"
+        )
+    return nearest
 
-    def take(name: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-        if name not in left:
-            raise DataError(f"{path}: tensor {name} of shape {list(shape)} is missing")
-        tensor = left.pop(name)
-        if tensor.shape != shape:
-            raise DataError(f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        return tensor
 
-    def norm(name: str) -> Params:
-        return {"scale": take(f"{name}.weight", (d,)), "bias": take(f"{name}.bias", (d,))}
-
-    def linear(name: str, num_in: int, num_out: int, in_dims: tuple[int, ...], out_dims: tuple[int, ...]) -> Params:
-        # torch keeps [out, in].
-        kernel = take(f"{name}.weight", (num_out, num_in)).T.reshape(*in_dims, *out_dims)
-        return {"kernel": kernel, "bias": take(f"{name}.bias", (num_out,)).reshape(out_dims)}
-
-    def layer(index: int) -> Params:
-        at = f"encoder.layer.{index}"
-        return {
-            "attention": {
-                **{n: linear(f"{at}.attention.self.{n}", d, h * c, (d,), (h, c)) for n in ("query", "key", "value")},
-                "out": linear(f"{at}.attention.output.dense", h * c, d, (h, c), (d,)),
-            },
-            "attention_norm": norm(f"{at}.attention.output.LayerNorm"),
-            "mlp": {
-                "up": linear(f"{at}.intermediate.dense", d, f, (d,), (f,)),
-                "down": linear(f"{at}.output.dense", f, d, (f,), (d,)),
-            },
-            "mlp_norm": norm(f"{at}.output.LayerNorm"),
-        }
-
-    params = {
-        "embeddings": {
-            "token": {"table": take("embeddings.word_embeddings.weight", (config.vocab_size, d))},
-            "position": {"table": take("embeddings.position_embeddings.weight", (config.max_positions, d))},
-            "token_type": {"table": take("embeddings.token_type_embeddings.weight", (config.type_vocab_size, d))},
-        },
-        "norm": norm("embeddings.LayerNorm"),
-        "layers": _stack([layer(index) for index in range(config.num_layers)]),
+def _write_texts(folder: Path, card: ModelCard, family: Family[Any], dtype: DtypeName) -> list[str]:
+    """Writes config.json and the tokenizer, and returns their names."""
+    tokenizer, values = card.tokenizer, family.write(card.config, card.provenance.get("model_type"))
+    end = end_of_text_id(tokenizer)
+    values |= {
+        "architectures": [family.architectures[values["model_type"]]],
+        "dtype": dtype,
+        "bos_token_id": tokenizer.opening_ids[0] if tokenizer.opening_ids else end,
+        "eos_token_id": end,
+        "pad_token_id": tokenizer.pad_id,
     }
-    if left:
-        raise DataError(f"{path}: unexpected tensor {min(left)} of shape {list(left[min(left)].shape)}")
-    return params
+    named = {"eos_token": end, "pad_token": tokenizer.pad_id}
+    texts = {
+        CONFIG_FILE: values,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{role: tokenizer.token(id) for role, id in named.items() if id is not None},
+        },
+    }
+    for name, content in texts.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(folder / "tokenizer.json")
+    return [*texts, "tokenizer.json"]
 
 
-def _stack(layers: list[Params]) -> Params:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+def _checked(table: Table, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors that the table has places for, once there are no others and their shapes are right."""
+    expected = table.shapes()
+    for name, shape in expected.items():
+        if name not in tensors:
+            where = next(iter(tensors.values())).path if tensors else "the folder"
+            raise DataError(f"{where}: tensor {name} of shape {list(shape)} is missing")
+        if tensors[name].shape != shape:
+            tensor = tensors[name]
+            raise DataError(
+                f"{tensor.path}: tensor {tensor.name} has shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+    for name, tensor in sorted(tensors.items()):
+        if name in expected or table.ignores(name):
+            continue
+        if name not in table.copies:
+            raise DataError(f"{tensor.path}: unexpected tensor {tensor.name} of shape {list(tensor.shape)}")
+        original = tensors[table.copies[name]]
+        if not np.array_equal(tensor.read(), original.read()):
+            raise DataError(f"{tensor.path}: tensor {tensor.name} must equal {original.name}, which it is tied to")
+    return {name: tensors[name] for name in expected}
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    others = [name for name in ("tokenizer.model", "spiece.model", "merges.txt") if (path / name).is_file()]
+    if others and not (path / "tokenizer.json").is_file():
+        raise DataError(
+            f"{path / 'tokenizer.json'}: there is no such file, only {others[0]}; make it with "
+            "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+    return Tokenizer.load(path)
 
 
 def _sha256(path: Path) -> str:

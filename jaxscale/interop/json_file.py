@@ -1,5 +1,6 @@
 """JSON objects of other projects' files, read with errors that name the file and the key."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,11 @@ class JsonObject:
           DataError: there is none, or it holds no JSON object.
         """
         self.path = path
+        self.values: dict[str, Any] = self._read(path)
+        self._where = str(path)
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file")
         try:
@@ -27,7 +33,14 @@ class JsonObject:
             raise DataError(f"{path}: not JSON: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{path}: got a {type(values).__name__}, expected an object")
-        self.values: dict[str, Any] = values
+        return values
+
+    def within(self, key: str) -> "JsonObject":
+        """The object at `key`, without keys where there is none; its errors name both."""
+        inner = copy.copy(self)
+        inner.values = self.optional(key, dict, {})
+        inner._where = f"{self._where}: {key}"
+        return inner
 
     def require(self, key: str, kind: type[T]) -> T:
         """The value of `key`.
@@ -36,12 +49,12 @@ class JsonObject:
           DataError: it is missing or not a `kind`.
         """
         if key not in self.values:
-            raise DataError(f"{self.path}: {key!r} is missing, expected a {kind.__name__}")
+            raise DataError(f"{self._where}: {key!r} is missing, expected a {kind.__name__}")
         value = self.values[key]
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise DataError(f"{self.path}: {key}={value!r}, expected a {kind.__name__}")
+            raise DataError(f"{self._where}: {key}={value!r}, expected a {kind.__name__}")
         return value
 
     def optional(self, key: str, kind: type[T], absent: T) -> T:
@@ -56,4 +69,4 @@ class JsonObject:
         """
         value = self.optional(key, kind, expected)
         if value != expected:
-            raise DataError(f"{self.path}: {key}={value!r} is not supported, only {expected!r}")
+            raise DataError(f"{self._where}: {key}={value!r} is not supported, only {expected!r}")

@@ -72,6 +72,7 @@ class Attention(nnx.Module):
         num_kv_heads: int,
         head_dim: int,
         use_bias: bool,
+        qkv_bias: bool,
         rope_base: float | None,
         rope_scaling: RopeScaling | None,
         scaled_scores: bool,
@@ -88,6 +89,7 @@ class Attention(nnx.Module):
           num_kv_heads: K.
           head_dim: C.
           use_bias: whether the four projections have a bias.
+          qkv_bias: whether query, key and value have one, whatever the other does.
           rope_base: of rotary positions; None for none.
           rope_scaling: of rotary positions, to a longer context; None for none.
           scaled_scores: whether scores are divided by sqrt(C).
@@ -98,7 +100,8 @@ class Attention(nnx.Module):
         """
 
         def projection(name: str, in_dims: tuple[int, ...], out_dims: tuple[int, ...], spread: float) -> Linear:
-            return Linear(in_dims, out_dims, use_bias=use_bias, stddev=spread, key=named_key(key, name))
+            has_bias = use_bias or (qkv_bias and name != "out")
+            return Linear(in_dims, out_dims, use_bias=has_bias, stddev=spread, key=named_key(key, name))
 
         self.rope_base = rope_base
         self.rope_scaling = rope_scaling

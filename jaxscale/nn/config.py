@@ -121,7 +121,8 @@ class TransformerConfig:
       initial_fan_in: whether weights that contract n numbers are drawn with standard deviation 1 / sqrt(n) instead, and
         no smaller where they write into the residual stream (PaLM).
       initial_token_stddev: of the first token table; None for `initial_stddev`.
-      scaled_logits: whether scores of tokens are divided by sqrt(D) (PaLM).
+      scaled_logits: whether scores of tokens are divided by sqrt(D) (PaLM, and T5 where its output is tied).
+      qkv_bias: whether query, key and value have biases where other linear maps have none (Qwen2).
     """
 
     kind: Literal["encoder", "decoder"]
@@ -152,6 +153,7 @@ class TransformerConfig:
     initial_fan_in: bool = typed_json.added(False)
     initial_token_stddev: float | None = typed_json.added(None)
     scaled_logits: bool = typed_json.added(False)
+    qkv_bias: bool = typed_json.added(False)
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size"):
@@ -169,6 +171,8 @@ class TransformerConfig:
             raise UsageError("parallel=True needs norm_placement='pre': both parts read one norm of the input")
         if self.experts is not None and self.use_bias:
             raise UsageError("use_bias=True: experts have no biases; use_bias=False does")
+        if self.qkv_bias and self.use_bias:
+            raise UsageError("qkv_bias=True: with use_bias=True all linear maps have biases already; set one of them")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UsageError(f"dropout_rate={self.dropout_rate} must be in [0, 1)")
 
@@ -198,7 +202,8 @@ class TransformerConfig:
     @property
     def _num_attention_params(self) -> int:
         query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        biases = query + 2 * key + self.d_model if self.use_bias else 0
+        biases = query + 2 * key if self.use_bias or self.qkv_bias else 0
+        biases += self.d_model if self.use_bias else 0
         return 2 * self.d_model * (query + key) + biases
 
     @property
@@ -240,6 +245,11 @@ class EncoderDecoderConfig:
                 raise UsageError(f"{name}: tables of positions and token types are not shared; use neither")
             if config.norm_placement != "pre" or config.parallel:
                 raise UsageError(f"{name}: layers must be norm_placement='pre' and not parallel")
+
+    @property
+    def max_positions(self) -> int:
+        """The longest source in tokens."""
+        return self.encoder.max_positions
 
     @property
     def num_params(self) -> int:

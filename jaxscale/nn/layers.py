@@ -69,6 +69,7 @@ class Layer(nnx.Module):
                 num_kv_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
                 use_bias=config.use_bias,
+                qkv_bias=config.qkv_bias,
                 rope_base=config.rope_base if rotary else None,
                 rope_scaling=config.rope_scaling,
                 scaled_scores=config.scaled_scores,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -46,19 +47,17 @@ class SentenceSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelFolder:
-    """A Transformer, or an encoder-decoder, with its parameters and its tokenizer.
+class ModelCard:
+    """What a model is, without the numbers that it learned.
 
     Attributes:
       config: the model.
-      params: its parameters, float32, the tree described in `jaxscale.nn.functional`.
       tokenizer: turns text into its ids.
       settings: how it embeds sentences; None where it was not made to.
       provenance: where it came from, name to text, e.g. `{"source": "huggingface", "model.safetensors": <sha256>}`.
     """
 
     config: TransformerConfig | EncoderDecoderConfig
-    params: Params
     tokenizer: Tokenizer
     settings: SentenceSettings | None
     provenance: dict[str, str]
@@ -76,7 +75,18 @@ class ModelFolder:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Card:
+class ModelFolder(ModelCard):
+    """A Transformer, or an encoder-decoder, with its parameters and its tokenizer.
+
+    Attributes:
+      params: its parameters, float32, the tree described in `jaxscale.nn.functional`.
+    """
+
+    params: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Text:
     """What model.json holds of a Transformer."""
 
     config: TransformerConfig
@@ -85,7 +95,7 @@ class _Card:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _EncoderDecoderCard:
+class _EncoderDecoderText:
     """What it holds of an encoder-decoder; told apart by its configuration's two parts."""
 
     config: EncoderDecoderConfig
@@ -110,16 +120,42 @@ def save_model(path: str | Path, model: ModelFolder, *, replace: bool = False) -
       UsageError: something is there already.
     """
     check_params(model.config, model.params)
-    check_vocabulary(model.config, model.tokenizer)
-    card = {"config": model.config, "settings": model.settings, "provenance": model.provenance}
+    return save_card(path, model, lambda folder: arrays.write_tree(folder, model.params), replace=replace)
+
+
+def save_card(path: str | Path, card: ModelCard, write_params: Callable[[Path], None], *, replace: bool = False) -> str:
+    """As `save_model`, with the parameters written by a function.
+
+    Args:
+      path: the folder.
+      card: what the model is.
+      write_params: writes every leaf below the folder it is given, in the shapes that the configuration asks for.
+      replace: as for `save_model`.
+    """
+    check_vocabulary(card.config, card.tokenizer)
+    values = {"config": card.config, "settings": card.settings, "provenance": card.provenance}
     with commit.draft(path, format=FORMAT, version=VERSION, replace=replace) as draft:
-        text = json.dumps(typed_json.encode(card), indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(typed_json.encode(values), indent=2, sort_keys=True, ensure_ascii=False)
         (draft.path / MODEL_FILE).write_text(text + "\n", encoding="utf-8")
-        model.tokenizer.save(draft.path / TOKENIZER_FILE)
-        arrays.write_tree(draft.path / PARAMS_FOLDER, model.params)
-        draft.config = typed_json.encode(card)
-        draft.counts["params"] = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        card.tokenizer.save(draft.path / TOKENIZER_FILE)
+        write_params(draft.path / PARAMS_FOLDER)
+        draft.config = typed_json.encode(values)
+        draft.counts["params"] = card.config.num_params
     return commit.open_committed(path, format=FORMAT).manifest.identity
+
+
+def load_card(path: str | Path, check: Check = "full") -> ModelCard:
+    """Opens a model folder without its parameters; arguments and errors as for `load_model`."""
+    committed = commit.open_committed(path, format=FORMAT, version=VERSION, check=check)
+    text = json.loads((committed.path / MODEL_FILE).read_text(encoding="utf-8"))
+    if committed.manifest.version == 1:
+        text["config"] |= _SINCE_VERSION_2
+    two_parts = isinstance(text, dict) and isinstance(text.get("config"), dict) and "encoder" in text["config"]
+    kind: type[_Text | _EncoderDecoderText] = _EncoderDecoderText if two_parts else _Text
+    read = typed_json.decode(kind, text, MODEL_FILE)
+    tokenizer = Tokenizer.load(committed.path / TOKENIZER_FILE)
+    check_vocabulary(read.config, tokenizer)
+    return ModelCard(config=read.config, tokenizer=tokenizer, settings=read.settings, provenance=read.provenance)
 
 
 def load_model(path: str | Path, check: Check = "full") -> ModelFolder:
@@ -136,19 +172,15 @@ def load_model(path: str | Path, check: Check = "full") -> ModelFolder:
       DataError: it is no model folder, or its parts do not fit one another.
       VerificationError: it is damaged; the message names the file.
     """
-    committed = commit.open_committed(path, format=FORMAT, version=VERSION, check=check)
-    text = json.loads((committed.path / MODEL_FILE).read_text(encoding="utf-8"))
-    if committed.manifest.version == 1:
-        text["config"] |= _SINCE_VERSION_2
-    two_parts = isinstance(text, dict) and isinstance(text.get("config"), dict) and "encoder" in text["config"]
-    kind: type[_Card | _EncoderDecoderCard] = _EncoderDecoderCard if two_parts else _Card
-    card = typed_json.decode(kind, text, MODEL_FILE)
-    params = arrays.read_tree(committed.path / PARAMS_FOLDER)
-    tokenizer = Tokenizer.load(committed.path / TOKENIZER_FILE)
+    card = load_card(path, check)
+    params = arrays.read_tree(Path(path) / PARAMS_FOLDER)
     check_params(card.config, params)
-    check_vocabulary(card.config, tokenizer)
     return ModelFolder(
-        config=card.config, params=params, tokenizer=tokenizer, settings=card.settings, provenance=card.provenance
+        config=card.config,
+        params=params,
+        tokenizer=card.tokenizer,
+        settings=card.settings,
+        provenance=card.provenance,
     )
 
 

@@ -11,7 +11,7 @@ from jaxscale.nn.config import NUM_RELATIVE_BUCKETS
 from jaxscale.nn.keys import named_key
 
 # The distance from which on all are one bucket, as in all sizes of T5.
-_MAX_DISTANCE = 128
+MAX_DISTANCE = 128
 
 
 def distance_buckets(relative: Int[Array, "..."], *, both_ways: bool) -> Int[Array, "..."]:
@@ -35,7 +35,7 @@ def distance_buckets(relative: Int[Array, "..."], *, both_ways: bool) -> Int[Arr
     first = jnp.where(relative > 0, num_buckets, 0) if both_ways else jnp.zeros_like(relative)
     distance = jnp.abs(relative) if both_ways else jnp.maximum(-relative, 0)
     num_exact = num_buckets // 2
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / num_exact) / math.log(_MAX_DISTANCE / num_exact)
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / num_exact) / math.log(MAX_DISTANCE / num_exact)
     far = num_exact + (ratio * (num_buckets - num_exact)).astype(jnp.int32)
     return (first + jnp.where(distance < num_exact, distance, jnp.minimum(far, num_buckets - 1))).astype(jnp.int32)
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import tensorstore as ts
 from jaxtyping import Shaped
 
 from jaxscale.errors import DataError, VerificationError
-from jaxscale.store.chunks import Array, Chunked, Index, chunk
+from jaxscale.store.chunks import CHUNK_BYTES, Array, Chunked, Index, chunk
 from jaxscale.store.failpoints import failpoint
 
 _CRC_BYTES = 4
@@ -110,6 +110,29 @@ def write_named(directory: str | Path, values: Mapping[str, Array | Chunked]) ->
             failpoint("arrays.after_write")
 
 
+def write_streamed(
+    directory: str | Path, name: str, parts: Iterable[tuple[Index, np.ndarray]], *, like: Chunked
+) -> None:
+    """Writes one array part by part: the next is asked for once the last is on disk, so that one is in memory.
+
+    Args:
+      directory: usually a draft's path.
+      name: `/` between its parts.
+      parts: index in the whole array, and the values there; a part fills the chunks that it meets.
+      like: the array's shape, dtype and grid; its own parts are not looked at.
+
+    Raises:
+      DataError: the name or the dtype can't be written.
+      OSError: the disk refuses.
+    """
+    path = _array_path(Path(directory), name)
+    failpoint("arrays.before_write")
+    store = _create(path, like)
+    for index, part in parts:
+        _wait(store[index].write(part, can_reference_source_data_indefinitely=True), path)
+    failpoint("arrays.after_write")
+
+
 def read(directory: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
     """Reads one array whole.
 
@@ -119,6 +142,26 @@ def read(directory: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
     """
     handle = open(directory, name)
     return _wait(handle.start(()), handle.path)
+
+
+def read_into(directory: str | Path, name: str, at: tuple[int, ...], values: Shaped[np.ndarray, "..."]) -> None:
+    """Reads a part of an array into memory that is there already, a few rows at a time.
+
+    Args:
+      directory: where the array is.
+      name: its name.
+      at: which part: an index for each of the array's first dims.
+      values: where to; of the shape of the other dims, of which there is one at least.
+
+    Raises:
+      DataError: there is no such array.
+      VerificationError: a chunk is missing or damaged; the message names its file.
+    """
+    handle = open(directory, name)
+    num_rows = max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
+    for start in range(0, len(values), num_rows):
+        rows = slice(start, min(start + num_rows, len(values)))
+        values[rows] = handle[(*at, rows)]
 
 
 def open(directory: str | Path, name: str) -> ArrayHandle:

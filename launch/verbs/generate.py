@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxscale.errors import DataError, UsageError
+from launch.model_argument import model_folder_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Command:
         if not prompts:
             raise UsageError("there is no prompt; give --prompt TEXT, or --prompts FILE with one a line")
         made = generate_text(
-            load_model(_model_folder(self.model), self.check),
+            load_model(model_folder_at(self.model), self.check),
             prompts,
             max_new_tokens=self.max_new_tokens,
             sampling=sampling,
@@ -72,10 +73,3 @@ class Command:
             return self.prompts.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--prompts {self.prompts} can't be read as text: {error}") from error
-
-
-def _model_folder(path: Path) -> Path:
-    """The model folder at `path`, or of the run folder at `path`."""
-    if not path.is_dir():
-        raise DataError(f"--model {path}: there is no such folder")
-    return path / "model" if (path / "model" / "MANIFEST.json").is_file() else path

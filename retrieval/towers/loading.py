@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale.errors import DataError, UsageError
-from jaxscale.interop.huggingface import import_bert
+from jaxscale.interop.huggingface import import_model
 from jaxscale.nn import model_folder
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, load_model
 from jaxscale.store import commit
@@ -68,7 +68,7 @@ def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: 
                 f"{path}: holds neither MANIFEST.json nor config.json; expected a retriever, a model, a training run "
                 "or a Hugging Face folder"
             )
-        return _towers_of_model(import_bert(path), overrides)
+        return _towers_of_model(import_model(path), overrides)
     found = commit.open_committed(path).manifest.format
     if found == retriever_folder.FORMAT:
         if overrides.given():

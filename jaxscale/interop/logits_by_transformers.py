@@ -1,0 +1,42 @@
+"""A program for an interpreter that has torch and transformers, which jaxscale does not: a folder's scores of tokens.
+
+Called as `PYTHON logits_by_transformers.py FOLDER TOKENS.json OUT.npy`, TOKENS.json holding `{"tokens": [[...]]}` and,
+for an encoder-decoder, `"target": [[...]]`. Writes logits [B S V], or an encoder's hidden states [B S D], in float32.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+
+def main(folder: str, tokens_file: str, out: str) -> None:
+    """Writes the scores; refuses a folder that lacks tensors or has others than its class asks for."""
+    with open(tokens_file, encoding="utf-8") as file:
+        batch = {name: torch.tensor(rows) for name, rows in json.load(file).items()}
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    classes = {"t5": transformers.AutoModelForSeq2SeqLM, "bert": transformers.AutoModel}
+    loader = classes.get(kind, transformers.AutoModelForCausalLM)
+    # An encoder's pooler is no part of its hidden states, and need not be there.
+    options = {"add_pooling_layer": False} if kind == "bert" else {}
+    model, loaded = loader.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **options
+    )
+    wrong = {name: sorted(loaded[name]) for name in ("missing_keys", "mismatched_keys", "unexpected_keys")}
+    if kind == "bert":  # heads of its tasks
+        heads = ("pooler.", "bert.pooler.", "cls.", "classifier.")
+        wrong["unexpected_keys"] = [name for name in wrong["unexpected_keys"] if not name.startswith(heads)]
+    if any(wrong.values()):
+        raise SystemExit(f"{folder}: {wrong}")
+    with torch.no_grad():
+        if kind == "t5":
+            made = model.eval()(input_ids=batch["tokens"], decoder_input_ids=batch["target"])
+        else:
+            made = model.eval()(input_ids=batch["tokens"])
+    np.save(out, (made.last_hidden_state if kind == "bert" else made.logits).numpy())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
