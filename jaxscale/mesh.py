@@ -270,6 +270,8 @@ def initialize_processes(
     if not 0 <= process_id < num_processes:
         raise UsageError(f"process_id={process_id} must be at least 0 and below num_processes={num_processes}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM from us and tell nobody but itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address=coordinator,

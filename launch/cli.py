@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
+from launch.processes import is_first_process
 
 # verb -> (module in launch/verbs, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -35,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan diff": ("plan_diff", "what changed between two plans that `plan --json` or `explain --json` wrote"),
     "tune": ("tune", "the fastest mesh, remat, microbatches and precision that fit, the best of them compiled"),
     "train": ("train", "trains a recipe; the same command again resumes"),
+    "launch local": ("launch_local", "a verb by several processes on this machine, restarted when one is lost"),
     "replay": ("replay", "one step of a run once more, and again: the same bits as then, or which differ"),
     "generate": ("generate", "prompts -> what a trained decoder writes after them"),
     "import hf": ("import_hf", "a Hugging Face folder -> a model folder"),
@@ -141,7 +143,12 @@ def _run(words: list[str]) -> int:
 
 
 def _write_json(path: Path, report: Any) -> None:
-    """Writes a verb's report; it is tried before the verb runs, so that no long work ends without its report."""
+    """Writes a verb's report; it is tried before the verb runs, so that no long work ends without its report.
+
+    Of several processes of one job, the first one writes it.
+    """
+    if not is_first_process():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_json_values(report), indent=2, allow_nan=False) + "\n")
@@ -203,6 +210,9 @@ def _split_global_flags(words: list[str]) -> tuple[GlobalFlags, list[str]]:
     rest, debug = [], False
     queue = iter(words)
     for word in queue:
+        if word == "--":  # what follows is another command's
+            rest += [word, *queue]
+            break
         name, equals, value = word.partition("=")
         if name in values:
             given = value if equals else next(queue, None)
@@ -248,7 +258,7 @@ def parse(verb: str, module: Any, words: list[str]) -> Any:
     import tyro
 
     given = tuple(words)
-
+    words, behind = _split_behind(words)
     default = None
     if verb in RECIPE_VERBS and words and not words[0].startswith("-"):
         recipes = importlib.import_module("launch.recipes")
@@ -258,7 +268,18 @@ def parse(verb: str, module: Any, words: list[str]) -> Any:
         raise UsageError(f"{verb} needs a recipe as its first word; `jaxscale recipes` lists them")
     options = {} if default is None else {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
     command = tyro.cli(module.Command, prog=f"jaxscale {verb}", args=words, **options)
-    return dataclasses.replace(command, words=given) if hasattr(command, "words") else command
+    if behind is not None and not hasattr(command, "behind"):
+        raise UsageError(f"{verb} takes nothing after --")
+    kept = {"words": given, "behind": tuple(behind or ())}
+    return dataclasses.replace(command, **{name: value for name, value in kept.items() if hasattr(command, name)})
+
+
+def _split_behind(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """The words before a `--`, and those after it; None where there is none."""
+    if "--" not in words:
+        return words, None
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def _check_packages_are_ours() -> None:

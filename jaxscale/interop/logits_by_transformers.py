@@ -8,12 +8,13 @@ import json
 import sys
 
 import numpy as np
-import torch
-import transformers
 
 
 def main(folder: str, tokens_file: str, out: str) -> None:
     """Writes the scores; refuses a folder that lacks tensors or has others than its class asks for."""
+    import torch  # noqa: PLC0415 - where jaxscale is at home there is none
+    import transformers  # noqa: PLC0415
+
     with open(tokens_file, encoding="utf-8") as file:
         batch = {name: torch.tensor(rows) for name, rows in json.load(file).items()}
     kind = transformers.AutoConfig.from_pretrained(folder).model_type

@@ -134,6 +134,28 @@ class MetricsWriter:
                 self._events.add_scalar(name, value, step)
 
 
+class NoMetrics:
+    """Takes what a `MetricsWriter` does and writes nothing: in all processes of a job but the one that writes."""
+
+    def write(self, step: int, values: Mapping[str, Any], *, show: bool = True) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def truncate_after(self, step: int) -> int:
+        """Drops nothing."""
+        return 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
 def read_metrics(folder: Path) -> list[dict[str, int | float]]:
     """The rows of `folder/metrics.jsonl`, oldest first.
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from jaxscale.errors import DataError, UsageError, VerificationError
@@ -27,6 +26,7 @@ from jaxscale.store.host_copy import HostCopier, without_copy
 from jaxscale.store.lock import WriterLock
 from jaxscale.store.manifest import read_manifest
 from jaxscale.store.orbax_handler import METADATA, STATE, orbax_context
+from jaxscale.store.processes import is_primary, meet
 from jaxscale.store.step_names import Mark, mark_name, marked_in, step_name, steps_in
 
 FORMAT, VERSION = "jaxscale.checkpoint", 1
@@ -213,7 +213,8 @@ class Checkpoints:
     def remove(self, step: int) -> None:
         """Removes a step, e.g. a damaged one; a crash leaves it whole or gone."""
         self.acquire()
-        commit.remove(self.path(step))
+        if is_primary():
+            commit.remove(self.path(step))
         self._unmark(step, "best")
         self._unmark(step, "protected")
 
@@ -223,7 +224,7 @@ class Checkpoints:
         Raises:
           MachineError: another process, which is named, writes this folder.
         """
-        if self._lock is not None or not _is_primary():
+        if self._lock is not None or not is_primary():
             return
         disk.make_directories(self.directory)
         self._lock = WriterLock(self.directory)
@@ -244,7 +245,7 @@ class Checkpoints:
 
     def _open_draft(self, step: int, parts: dict[str, Chunked]) -> commit.Draft | None:
         """The draft of a step; None in the processes that only add their shards to it."""
-        if not _is_primary():
+        if not is_primary():
             return None
         self.acquire()
         num_bytes = sum(part.dtype.itemsize * math.prod(part.shape) for part in parts.values())
@@ -263,7 +264,7 @@ class Checkpoints:
                     return
                 if draft is not None:
                     draft.commit()
-            _barrier(f"jaxscale.checkpoint.{step}")
+            asyncio.run(meet("checkpoint"))
         finally:
             if draft is not None:
                 draft.abandon()
@@ -301,13 +302,13 @@ class Checkpoints:
         self.acquire()
         if step not in self.steps():
             raise UsageError(f"step {step} can't be marked as {mark}: there are {_list(self.steps())}")
-        if _is_primary():
+        if is_primary():
             (self.directory / mark_name(step, mark)).touch()
             disk.fsync(self.directory)
 
     def _unmark(self, step: int, mark: Mark) -> None:
         self.acquire()
-        if _is_primary():
+        if is_primary():
             (self.directory / mark_name(step, mark)).unlink(missing_ok=True)
             disk.fsync(self.directory)
 
@@ -315,16 +316,6 @@ class Checkpoints:
 def _draft_id(step: int) -> str:
     """Known to every process without asking: the draft of a step is `step_<n>.tmp-<n in hexadecimal>`."""
     return f"{step % (1 << 32):08x}"
-
-
-def _is_primary() -> bool:
-    return ocp.multihost.is_primary_host(0)
-
-
-def _barrier(name: str) -> None:
-    """Waits for all processes, over the coordination service, so that a thread may do it."""
-    if jax.process_count() > 1:
-        asyncio.run(ocp.multihost.sync_global_processes(name, operation_id=name))
 
 
 def _list(steps: list[int]) -> str:

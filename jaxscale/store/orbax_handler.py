@@ -13,6 +13,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jaxscale.store import arrays
 from jaxscale.store.chunks import Chunked
 from jaxscale.store.failpoints import failpoint
+from jaxscale.store.processes import meet
 
 STATE = "state"
 METADATA = "metadata"
@@ -30,6 +31,8 @@ class TreeHandler:
         failpoint("checkpoints.before_write")
         arrays.write_named(path, chunked)
         failpoint("checkpoints.after_write")
+        # Orbax gives the directory its final name once the first process has written; that all have is ours to say.
+        await meet("arrays")
 
     async def load(self, directory: Any, abstract_checkpointable: Any = None) -> Awaitable[Any]:
         """Reads the tree: leaves with a sharding onto their mesh, the others into numpy arrays."""

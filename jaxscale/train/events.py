@@ -16,11 +16,11 @@ class EventLog:
     """Appends to `folder/events.jsonl`; each line is on disk before `write` returns. Any thread may write.
 
     Args:
-      folder: the run folder.
+      folder: the run folder; None for a log that writes and shows nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / EVENTS_FILE
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / EVENTS_FILE
 
     def write(self, event: str, **values: Any) -> None:
         """Appends one event, with the time, and shows it on stderr.
@@ -29,6 +29,8 @@ class EventLog:
           event: its name, as `saved`.
           values: what belongs to it, as JSON values or dataclasses of them.
         """
+        if self._path is None:
+            return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         row = {"time": now, "event": event, **{name: typed_json.encode(value) for name, value in values.items()}}
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"

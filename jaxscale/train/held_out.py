@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int64
 
 from jaxscale.nn.functional import Params
+from jaxscale.sharding.initialise import place
 from jaxscale.sharding.plan import batch_sharded, replicated
 from jaxscale.train.predictions import Prediction
 from jaxscale.train.randomness import named_key
@@ -64,10 +65,10 @@ class HeldOutText:
         program = _program(computation.without_regularization(), mesh)
         total, num_tokens = 0.0, 0
         num_at_once = _NUM_SEQUENCES_PER_DEVICE * mesh.size
-        pending = []
+        pending, sharding = [], batch_sharded(mesh)
         for first in range(0, self.num_sequences, num_at_once):
             batch = self._block(first, num_at_once)
-            pending.append(program(params, jax.device_put(batch, batch_sharded(mesh))))
+            pending.append(program(params, place(batch, dict.fromkeys(batch, sharding))))
         for mean, count in pending:
             # Blocks are added up on the host, in float64.
             num_tokens += int(count)

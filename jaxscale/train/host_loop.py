@@ -6,7 +6,9 @@ happened in this process before: so a run killed anywhere and started again does
 """
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import jax
 
 from jaxscale.errors import DivergedError
-from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from jaxscale.observe.heartbeat import Heartbeat
+from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter, NoMetrics, read_metrics
 from jaxscale.observe.phases import Phases
 from jaxscale.observe.profile import Profiler
 from jaxscale.store import disk
+from jaxscale.train.agreement import Agreement, agreed_step, is_primary
 from jaxscale.train.objective import SaysTokens
 from jaxscale.train.prefetch import Prefetcher
 from jaxscale.train.programs import StepPrograms
@@ -39,10 +43,11 @@ _MAX_STEPS_IN_FLIGHT = 2
 class Instruments:
     """What watches a run and changes nothing of it."""
 
-    writer: MetricsWriter
+    writer: MetricsWriter | NoMetrics
     phases: Phases
     speed: Speedometer
     profiler: Profiler
+    heartbeat: Heartbeat | None = None
 
 
 class HostLoop:
@@ -54,6 +59,9 @@ class HostLoop:
         self._setup, self._stop = setup, stop
         self._writer, self._phases = instruments.writer, instruments.phases
         self._speed, self._profiler = instruments.speed, instruments.profiler
+        self._heartbeat = instruments.heartbeat
+        self._is_alone, self._writes = jax.process_count() == 1, is_primary()
+        self._agreement = Agreement(max_ahead=_MAX_STEPS_IN_FLIGHT)
         # As the step takes it; and in the logical order, made where something but the step asks for it.
         self._state = state
         self._logical_state: State | None = None
@@ -84,7 +92,7 @@ class HostLoop:
         """Steps to the last one, or rolls back from a loss spike; whether it was the last one."""
         num_steps = self._setup.identity.num_steps
         numbers = itertools.islice(self._progress.order.numbers(), num_steps - self._progress.step)
-        batches = Prefetcher(self._setup.objective.batch, self._setup.placement.put_batch, numbers=numbers)
+        batches = Prefetcher(self._load, numbers=numbers)
         try:
             with batches:
                 self._boundary()
@@ -95,6 +103,10 @@ class HostLoop:
             self._roll_back(spike.spiked)
             return False
         return True
+
+    def _load(self, number: int) -> dict[str, jax.Array]:
+        make = functools.partial(self._setup.objective.batch, number)
+        return self._setup.placement.load_batch(make, self._setup.identity.batch_sizes.size(number))
 
     def _roll_back(self, spiked: SpikedStep) -> None:
         """Goes back to before a spike, to go on without its batch.
@@ -116,14 +128,15 @@ class HostLoop:
         """Dispatches one step; none where the process is asked to stop before its batch is there."""
         number = next(self._progress.order.numbers())
         with self._phases.enter("data"):
-            batch = batches.get(number, lambda: self._stop.requested)
+            # Several processes stop at a boundary that all of them have agreed on, and go on until then.
+            batch = batches.get(number, lambda: self._is_alone and self._stop.requested)
         if batch is None:
             return
         if not self._programs.has(batch):
             self._read_metrics(leave=0)
             with self._phases.enter("compile"):
                 self._compile(batch)
-            if self._stop.requested:
+            if self._is_alone and self._stop.requested:
                 return
         self._logical_state = None
         with self._phases.enter("step"):
@@ -136,7 +149,7 @@ class HostLoop:
 
     def _compile(self, batch: dict[str, jax.Array]) -> None:
         setup, step = self._setup, self._progress.step
-        with self._stop.hold(self._save_held):
+        with self._holding():
             compile_s, copied = self._programs.compile(self._state, batch)
             params = setup.placement.state["params"]
             self._flops = step_flops(setup.objective.loss, setup.identity, params, batch)
@@ -145,15 +158,26 @@ class HostLoop:
         for array in copied:
             setup.folder.events.write("copied_whole", step=step, array=str(array))
 
+    def _holding(self) -> contextlib.AbstractContextManager[None]:
+        """A phase of this process's main thread that may be long; several processes can't save out of it together."""
+        if self._is_alone:
+            return self._stop.hold(self._save_held)
+        is_saved = self._progress.step == (self._saved_step or 0) and self._saving_step is None
+        return self._stop.hold(nothing_to_save) if is_saved else contextlib.nullcontext()
+
     def _boundary(self) -> None:
         """Between two steps: stops where asked to, computes the dev metric and saves where due."""
+        if self._heartbeat is not None:
+            self._heartbeat.at_step(self._progress.step)
+        self._agreement.next_boundary()
         if self._profiler.due(self._progress.step):
             self._read_metrics(leave=0)
             self._profiler.at(self._progress.step)
         self._stop_if_asked()
         if self._evaluation_due():
             self._evaluate()
-            self._stop_if_asked()
+            if self._is_alone:
+                self._stop_if_asked()
         if self._save_due():
             self._save()
 
@@ -171,10 +195,16 @@ class HostLoop:
         forked = self._setup.job.forked_from is not None and self._saved_step is None
         operation = self._setup.operation
         every = step > 0 and step % operation.checkpoint_every_steps == 0
-        every_s = operation.checkpoint_every_s
-        in_time = step > 0 and every_s is not None and time.monotonic() - self._last_save >= every_s
         is_best = best is not None and best.step == step
-        return forked or every or in_time or is_best or step == self._setup.identity.num_steps
+        return forked or every or self._clock_says_save() or is_best or step == self._setup.identity.num_steps
+
+    def _clock_says_save(self) -> bool:
+        every_s = self._setup.operation.checkpoint_every_s
+        if every_s is None or self._progress.step == 0:
+            return False
+        if self._writes and time.monotonic() - self._last_save >= every_s:
+            self._agreement.propose("save")
+        return self._agreement.due("save")
 
     def _evaluate(self) -> None:
         self._read_metrics(leave=0)
@@ -182,12 +212,12 @@ class HostLoop:
         # All of the state, and now: programs that move data must not be started by two threads at once, and the one
         # that watches the signals may have to save while this one evaluates.
         state = self._in_logical_order()
-        with self._stop.hold(self._save_held), self._phases.enter("evaluate"):
+        with self._holding(), self._phases.enter("evaluate"):
             metrics = self._setup.objective.evaluate(state["params"], self._setup.placement.mesh)
         best = better(self._setup.operation, self._progress.best, step, metrics)
         self._progress = dataclasses.replace(self._progress, last_evaluated=step, best=best)
         if metrics:
-            if step != self._first_step or not self._has_dev_row(step):
+            if self._writes and (step != self._first_step or not self._has_dev_row(step)):
                 self._writer.write(step, {f"dev/{name}": value for name, value in metrics.items()}, show=False)
             self._setup.folder.events.write(
                 "evaluated", step=step, metrics=metrics, best=best, evaluate_s=round(time.monotonic() - started, 3)
@@ -203,7 +233,8 @@ class HostLoop:
         self._settle()
         self._read_metrics(leave=0)
         with self._phases.enter("checkpoint"):
-            disk.fsync(self._setup.folder.path / METRICS_FILE)
+            if self._writes:
+                disk.fsync(self._setup.folder.path / METRICS_FILE)
             self._setup.checkpoints.save_async(self._progress.step, self._in_logical_order(), self._progress.to_json())
         self._saved_step = self._saving_step = self._progress.step
         self._last_save = time.monotonic()
@@ -227,7 +258,7 @@ class HostLoop:
         if self._saving_step is not None:
             self._setup.folder.events.write("saved", step=self._saving_step)
             self._saving_step = None
-        if best is not None and best.step in checkpoints.steps() and best.step != checkpoints.best():
+        if self._writes and best is not None and best.step in checkpoints.steps() and best.step != checkpoints.best():
             checkpoints.set_best(best.step)
 
     def _save_now(self) -> int:
@@ -247,6 +278,8 @@ class HostLoop:
 
     def _stop_if_asked(self) -> None:
         if self._stop.requested:
+            self._agreement.propose("stop")
+        if self._agreement.due("stop"):
             step = self._save_now()
             self._write_end("stopped", step=step, reason=self._stop.reason)
             raise self._stop.error(_saved(step))
@@ -302,8 +335,11 @@ class HostLoop:
             final, params = state_hash(state), state["params"]
             if best is not None and best.step != self._progress.step:
                 params = self._setup.checkpoints.restore(best.step, {"params": params})[0]["params"]
-            self._setup.objective.export(jax.tree.map(host_value, params), folder.model)
+            params = jax.tree.map(host_value, params)
+            if self._writes:
+                self._setup.objective.export(params, folder.model)
             self._write_end("finished", step=self._progress.step, state_hash=final, best=best)
+            agreed_step(self._progress.step)  # none leaves before the model is there
         return TrainResult(step=self._progress.step, state_hash=final, best=best, model=str(folder.model), trained=True)
 
 

@@ -18,7 +18,8 @@ class Objective(Protocol):
     """A thing to train. The loop knows nothing else of it, and calls nothing else.
 
     `init_params` and `loss` are traced by jax; `batch`, `evaluate` and `export` run on the host. What an objective may
-    have besides is in `SaysSamples`, `SaysTokens` and `AveragesParts`.
+    have besides is in `SaysSamples`, `SaysTokens`, `NeedsOneProcess` and
+    `AveragesParts`.
     """
 
     @property
@@ -111,6 +112,16 @@ class SaysTokens(Protocol):
 
     def tokens_per_batch(self, number: int) -> int:
         """The tokens of batch `number`, those that fill a row included; quick, for it is asked at every step."""
+        ...
+
+
+@runtime_checkable
+class NeedsOneProcess(Protocol):
+    """An objective that several processes can't train together."""
+
+    @property
+    def needs_one_process(self) -> str:
+        """Why, in words that end a message."""
         ...
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import UsageError
@@ -19,7 +19,7 @@ from jaxscale.sharding.plan import ShardingPlan, replicated
 from jaxscale.sharding.reorder import restore_on_mesh, store_on_mesh
 from jaxscale.train.batch_shapes import BatchShapes, Bucket, bucket_of, bucket_text, check_divides
 from jaxscale.train.job import TrainingIdentity
-from jaxscale.train.objective import AveragesParts, Objective, Params
+from jaxscale.train.objective import AveragesParts, Batch, Objective, Params
 from jaxscale.train.pinned_loss import pinned_loss, planned_inputs, planned_loss
 from jaxscale.train.randomness import named_key
 from jaxscale.train.slice_gradients import SliceGradients
@@ -61,12 +61,43 @@ class Placement:
         Raises:
           UsageError: its shapes are none of those that the objective named.
         """
+        self._check_shapes(batch)
+        return jax.device_put(dict(batch), self.batch_shardings)
+
+    def load_batch(self, rows_of: Callable[[slice], Batch], size: int) -> dict[str, jax.Array]:
+        """A batch on the mesh, of which this process makes those rows only that its devices hold.
+
+        Args:
+          rows_of: makes rows of the batch.
+          size: of the whole batch.
+
+        Raises:
+          UsageError: as `put_batch`.
+        """
+        rows = _local_rows(self.batch_shardings.values(), size)
+        batch = rows_of(rows)
+        if rows == slice(0, size):
+            return self.put_batch(batch)
+        whole = {name: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
+        self._check_shapes(whole)
+
+        def put(name: str, leaf: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None  # every leaf has rows
+                start, stop, _ = index[0].indices(size)
+                part_of_rows: np.ndarray = leaf[(slice(start - rows.start, stop - rows.start), *index[1:])]
+                return part_of_rows
+
+            return jax.make_array_from_callback(whole[name].shape, self.batch_shardings[name], part)
+
+        return {name: put(name, leaf) for name, leaf in batch.items()}
+
+    def _check_shapes(self, batch: Mapping[str, Any]) -> None:
         if bucket_of(batch) not in self.buckets:
             known = "; ".join(map(bucket_text, sorted(self.buckets)))
             raise UsageError(
                 f"a batch of {bucket_text(bucket_of(batch))} is not among objective.batch_shapes(), which are {known}"
             )
-        return jax.device_put(dict(batch), self.batch_shardings)
 
     def to_stored(self, state: State) -> State:
         """A state on the mesh, in its logical order, as the step takes it."""
@@ -137,6 +168,18 @@ def _slices(
         batch_shardings=inside.shardings(mesh, microbatch_of(dict(largest), plan.mesh.slice)),
         gradient_shardings=inside.shardings(mesh, params),
     )
+
+
+def _local_rows(shardings: Iterable[NamedSharding], size: int) -> slice:
+    """From the first to the last row that a device of this process holds."""
+    parts = [
+        (index or (slice(None),))[0].indices(size)
+        for sharding in shardings
+        for index in NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+        .addressable_devices_indices_map((size,))
+        .values()
+    ]
+    return slice(min(start for start, _, _ in parts), max(stop for _, stop, _ in parts))
 
 
 def _num_values(batch: BatchShapes) -> int:

@@ -2,12 +2,11 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 import jax
-import numpy as np
 
 _POLL_S = 0.1
 
@@ -16,21 +15,19 @@ class Prefetcher:
     """Makes and places batches in the order of their numbers, `depth` of them ahead.
 
     Args:
-      make: the host batch of a number.
-      place: puts a host batch on the mesh.
+      make: the batch of a number, on the mesh.
       numbers: of the batches, in the order in which they are asked for.
       depth: batches waiting at most.
     """
 
     def __init__(
         self,
-        make: Callable[[int], Mapping[str, np.ndarray]],
-        place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+        make: Callable[[int], dict[str, jax.Array]],
         *,
         numbers: Iterable[int],
         depth: int = 2,
     ) -> None:
-        self._make, self._place = make, place
+        self._make = make
         self._numbers = numbers
         self._ready: queue.Queue[tuple[int, Any]] = queue.Queue(depth)
         self._closed = threading.Event()
@@ -73,7 +70,7 @@ class Prefetcher:
     def _run(self) -> None:
         try:
             for number in self._numbers:
-                self._put((number, self._place(self._make(number))))
+                self._put((number, self._make(number)))
                 if self._closed.is_set():
                     return
         except BaseException as error:

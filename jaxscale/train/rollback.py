@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from jaxscale.errors import DivergedError
+from jaxscale.train.agreement import agreed_step
 from jaxscale.train.data_order import DataOrder
 from jaxscale.train.objective import SaysSamples
 from jaxscale.train.resume import Progress
@@ -106,7 +107,7 @@ def check_rollback(setup: Setup, spiked: SpikedStep, now: Progress) -> int | Non
       DivergedError: the run was rolled back as often as its job allows.
     """
     config = setup.identity.spikes or SpikeConfig()
-    back_to = step_before(spiked, config, setup.checkpoints.steps())
+    back_to = agreed_step(step_before(spiked, config, setup.checkpoints.steps()))
     samples = setup.objective.sample_ids(spiked.number).tolist() if isinstance(setup.objective, SaysSamples) else None
     z_score = spiked.z_score if math.isfinite(spiked.z_score) else str(spiked.z_score)
     setup.folder.events.write(
@@ -140,6 +141,7 @@ def go_back(setup: Setup, spiked: SpikedStep, now: Progress, step: int | None) -
     for later in setup.checkpoints.steps():
         if step is None or later > step:
             setup.checkpoints.remove(later)
+    agreed_step(step)  # all go on once they are gone
     # What earlier rollbacks left out stays out, where this one goes back further than they did.
     saved = dataclasses.replace(saved, order=saved.order.without(now.order.skipped))
     numbers = left_out(spiked, setup.identity.spikes or SpikeConfig(), saved)

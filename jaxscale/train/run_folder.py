@@ -50,25 +50,33 @@ class RunFolder:
 
     Args:
       path: the folder; made where there is none.
+      writes: False in the processes of a job that only read there: they take no lock, and what they are told to write
+        is not written.
 
     Raises:
       MachineError: a live process writes there, or the place can't be written.
       UsageError: something is there that is no run folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path.absolute()
+        self._lock: WriterLock | None = None
         self._check_place()
+        self.events = EventLog(self.path if writes else None)
+        if writes:
+            self._take_lock()
+
+    def _take_lock(self) -> None:
         try:
             disk.make_directories(self.path.parent)
-            self._lock = WriterLock(self.path)
+            lock = WriterLock(self.path)
         except OSError as error:
             raise MachineError(f"--out {self.path} can't be written: {error}; name another folder") from error
         with contextlib.ExitStack() as on_error:
-            on_error.callback(self._lock.release)
+            on_error.callback(lock.release)
             self._check_place()
             on_error.pop_all()
-        self.events = EventLog(self.path)
+        self._lock = lock
 
     @property
     def checkpoints(self) -> Path:
@@ -121,6 +129,8 @@ class RunFolder:
 
     def write_job(self, job: JobFile) -> None:
         """Makes the folder a run folder of this job."""
+        if self._lock is None:
+            return
         disk.make_directories(self.path)
         self.write_json(JOB_FILE, job)
 
@@ -131,6 +141,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the folder as a whole: after a kill the old or the new one is there."""
+        if self._lock is None:
+            return
         draft = self.path / f".{name}.tmp"
         with draft.open("wb") as file:
             file.write(json.dumps(typed_json.encode(value), indent=2, sort_keys=True, ensure_ascii=False).encode())
@@ -142,7 +154,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Gives the folder to whoever comes next."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from jaxscale.train.result import TrainResult
 from jaxscale.train.resume import Fork
 from jaxscale.train.run_folder import JOB_FILE
 from jaxscale.train.signals import StopSignals
+from launch.processes import is_first_process, joined
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,14 +66,24 @@ class Command:
         """Trains, prints what the run came to, and returns it."""
         if self.fork_from and self.init_from:
             raise UsageError("--fork-from and --init-from both say what the run begins with; give one of them")
-        with StopSignals() as stop:
+        with StopSignals() as stop, joined() as heartbeat:
             with stop.hold(lambda: "training had not begun, so there was nothing to save"):
                 job = self.resolved_job()
                 job.check(spec_of(mesh_from_text(job.operation.mesh)))
                 objective = job.objective()
             fork = Fork.parse(self.fork_from) if self.fork_from else None
-            result = train(objective, job.training, job.operation, self.out, fork=fork, stop=stop, command=self.words)
-        print(_summary(result))
+            result = train(
+                objective,
+                job.training,
+                job.operation,
+                self.out,
+                fork=fork,
+                stop=stop,
+                command=self.words,
+                heartbeat=heartbeat,
+            )
+        if is_first_process():
+            print(_summary(result))
         return {"out": str(self.out), **typed_json.encode(result)}
 
     def resolved_job(self) -> Job:

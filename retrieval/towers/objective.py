@@ -71,6 +71,11 @@ class DualTowerObjective:
         """
         return {name: leaf[rows] for name, leaf in self.pairs.batch(number).items()}
 
+    @property
+    def needs_one_process(self) -> str:
+        """Why several processes can't train towers; see `jaxscale.train.objective.NeedsOneProcess`."""
+        return "the dev metric of towers is computed by one process so far; give it all devices"
+
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The shapes of every batch, by its buckets."""
         return self.pairs.batch_shapes()

@@ -18,21 +18,21 @@ from jaxscale.train.speedometer import MEASURED
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = "tests/jaxscale/train/tiny.py"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Training:
-    """One process of `jaxscale train` on a tiny recipe."""
+    """One process of `jaxscale train`, on a tiny recipe unless told that it is one of the package's."""
 
-    def __init__(self, recipe, out, cache, *flags, failpoint=None):
+    def __init__(self, recipe, out, cache, *flags, failpoint=None, recipes=f"{RECIPES}:", num_devices=2):
         self.out = out
         self._num_events = len(read_events(out))
         environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAXSCALE_FAILPOINT")}
         if failpoint:
             environment["JAXSCALE_FAILPOINT"] = failpoint
-        command = [sys.executable, "-m", "launch.cli", "train", f"{RECIPES}:{recipe}", "--out", str(out)]
+        command = [sys.executable, "-m", "launch.cli", "train", f"{recipes}{recipe}", "--out", str(out)]
         self.process = subprocess.Popen(
-            [*command, "--devices", "2", "--operation.compile-cache", str(cache), *flags],
+            [*command, "--devices", str(num_devices), "--operation.compile-cache", str(cache), *flags],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -63,13 +63,13 @@ class Training:
         return self.process.returncode
 
 
-def kill_at_a_random_time(training, rng):
+def kill_at_a_random_time(training, rng, longest_s=0.6):
     """Anywhere between the start of the process and some way into its training."""
     if rng.random() < 0.25:
         time.sleep(rng.uniform(0, 3))
     else:
         training.wait_for(lambda: {"started", "resumed"} & set(training.new_events()))
-        time.sleep(rng.uniform(0, 0.6))
+        time.sleep(rng.uniform(0, longest_s))
     assert training.stop(signal.SIGKILL) == -signal.SIGKILL, training.errors
 
 

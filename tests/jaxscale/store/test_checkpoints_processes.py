@@ -14,6 +14,7 @@ from jaxscale.store.verify import verify
 
 _PROGRAM = """
 import sys
+import time
 from jaxscale.emulation import emulate_cpu_devices
 emulate_cpu_devices(2)
 import jax
@@ -23,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
+from jax.experimental.multihost_utils import sync_global_devices
 from jaxscale.store.checkpoints import Checkpoints
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -32,8 +34,18 @@ def put(spec):
     return jax.make_array_from_callback(whole.shape, NamedSharding(mesh, spec), lambda index: whole[index])
 
 state = {"rows": put(PartitionSpec("data")), "columns": put(PartitionSpec(None, "data")), "all": put(PartitionSpec())}
+# The second process is slow to write: the first must not commit before it has.
+if process == 1:
+    from jaxscale.store import arrays
+
+    write_named = arrays.write_named
+    arrays.write_named = lambda *args: (time.sleep(1.0), write_named(*args))
 with Checkpoints(folder, keep_last=1) as checkpoints:
-    for step in (1, 2):
+    for step in (1, 2, 2):
+        if step == checkpoints.latest():  # as after a rollback: the same step is saved a second time
+            sync_global_devices("looked")
+            checkpoints.remove(step)
+            sync_global_devices("removed")
         checkpoints.save_async(step, state, {"step": step})
         checkpoints.wait()
         assert step in checkpoints.steps(), checkpoints.steps()

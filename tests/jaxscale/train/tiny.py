@@ -13,6 +13,8 @@ import numpy as np
 from jaxscale import typed_json
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
+from jaxscale.train.spikes import SpikeConfig
+from jaxscale.train.state import host_value
 
 COMPILE_CACHE = "off"
 TARGET = np.random.default_rng(7).normal(size=(4,)).astype(np.float32)
@@ -30,6 +32,9 @@ class Faults:
     # Operations unrolled into the loss, so that XLA has a lot to compile.
     num_extra_ops: int = 0
     export_s: float = 0.0
+    # The batch whose loss is a hundred times what it should be, and the process that makes its batches slowly.
+    spike_at: int | None = None
+    slow_process: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class TinyObjective:
 
     def batch(self, number, rows=slice(None)):
         time.sleep(self.faults.batch_s)
+        if self.faults.slow_process == jax.process_index():
+            time.sleep(0.4)
         if number == self.faults.dead_loader_at_step:
             raise OSError("the disk of the data is gone")
         rng = np.random.default_rng([self.seed, number])
@@ -68,6 +75,8 @@ class TinyObjective:
         first = self.faults.nan_from_step
         bad = first is not None and first <= number < self.faults.nan_until_step
         scale = np.full(self.global_batch_size, np.nan if bad else 1.0, np.float32)
+        if number == self.faults.spike_at:
+            scale *= 100
         batch = {"x": x, "y": x @ TARGET, "scale": scale}
         return {name: leaf[rows] for name, leaf in batch.items()}
 
@@ -84,6 +93,7 @@ class TinyObjective:
 
     def evaluate(self, params, mesh):
         time.sleep(self.faults.evaluate_s)
+        params = jax.tree.map(host_value, params)
         x = np.random.default_rng(99).normal(size=(64, 4)).astype(np.float32)
         predicted = jnp.tanh(x @ params["hidden"]["w"]) @ params["out"]["w"] + params["out"]["b"]
         return {"error": float(jnp.mean(jnp.square(predicted - x @ TARGET)))}
@@ -161,4 +171,14 @@ def tiny_long():
         eval_every_steps=16,
         best_metric="error",
         best_mode="min",
+    )
+
+
+def tiny_of_four():
+    """For four processes with a device each: a checkpoint every 4 of 48 steps, and spikes are rolled back from."""
+    return job(
+        num_steps=48,
+        mesh="data=4",
+        faults=Faults(batch_s=0.2),
+        training={"spikes": SpikeConfig(window=8, threshold=30.0)},
     )
