@@ -1,0 +1,1 @@
+"""What three functions and a Flax model are enough for; each file runs by `python -m examples.NAME`."""
