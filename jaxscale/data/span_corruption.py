@@ -166,3 +166,39 @@ def _partitions(total: int, num_parts: int, keys: np.ndarray) -> Int64[np.ndarra
     bounds[:, 1:-1] = np.sort(chosen, axis=1) + 1
     bounds[:, -1] = total
     return np.diff(bounds, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutSpans:
+    """Rows of text as sources and targets; see `corrupt_spans`, which has the attributes as arguments.
+
+    Attributes:
+      target_length: of a target; what a row's own leaves of it is filled up, and nothing is predicted there.
+      no_target: stands for that in `targets`.
+    """
+
+    config: SpanCorruption
+    sentinel_ids: tuple[int, ...]
+    start_id: int
+    end_id: int
+    seed: int
+    target_length: int
+    no_target: int
+
+    def applied(self, batch: dict[str, np.ndarray], sample_ids: Int64[np.ndarray, " N"]) -> dict[str, np.ndarray]:
+        """`sources`, `tokens` and `targets` of the rows `batch["tokens"]`."""
+        made = corrupt_spans(
+            batch["tokens"],
+            sample_ids,
+            config=self.config,
+            sentinel_ids=self.sentinel_ids,
+            start_id=self.start_id,
+            end_id=self.end_id,
+            seed=self.seed,
+        )
+        room = ((0, 0), (0, self.target_length - made["targets"].shape[1]))
+        return {
+            "sources": made["sources"],
+            "tokens": np.pad(made["tokens"], room, constant_values=self.start_id),
+            "targets": np.pad(made["targets"], room, constant_values=self.no_target),
+        }

@@ -19,12 +19,12 @@ from jaxscale.nn.model_folder import load_model
 from jaxscale.nn.shrink import shrink
 from jaxscale.train.batch_shapes import check_divides
 from jaxscale.train.job import Operation, TrainingIdentity
-from jaxscale.train.masking import MaskingConfig
+from jaxscale.train.masking import Masking, MaskingConfig
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.predictions import part_weight
 from jaxscale.train.randomness import named_key
 from jaxscale.train.text_source import StartingModel, TextSource, starting_model
-from jaxscale.train.token_objective import LEAVES, Masking, TokenObjective
+from jaxscale.train.token_objective import LEAVES, TokenObjective
 from jaxscale.train.token_prediction import TokenPrediction
 
 # What stands for a hidden token in the vocabularies of the BERT family.
@@ -116,13 +116,14 @@ class LanguageModelJob:
         tokenizer, training = source.tokenizer, self.training
         start = starting_model(self.initial_model, self.transformer, tokenizer) if self.initial_model else None
         is_decoder = self.transformer.kind == "decoder"
+        masking = None if is_decoder else self._masking(tokenizer)
         return TokenObjective(
             computation=self.computation,
             data=source.mixture(self.sequence_length, training.seed),
             lengths=dict.fromkeys(self._leaves, self.sequence_length),
             sizes=training.batch_sizes,
-            masking=None if is_decoder else self._masking(tokenizer),
-            held_out=source.held_out_text(self.sequence_length, counts_bits=is_decoder),
+            corruption=masking,
+            held_out=source.held_out_text(self.sequence_length, corruption=masking),
             tokenizer=tokenizer,
             starting_params=None if start is None else start.params,
             identity=self._identity(source, start),

@@ -67,3 +67,33 @@ def mask_tokens(
         masked[row] = np.where(hidden, np.int32(mask_id), np.where(other, anything, tokens[row]))
         targets[row] = np.where(chosen, tokens[row], np.int32(NO_TARGET))
     return masked, targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How an encoder's tokens are hidden.
+
+    Attributes:
+      config: which, and what for.
+      mask_id: the mask token.
+      vocab_size: random tokens are below it.
+      seed: of the run.
+    """
+
+    config: MaskingConfig
+    mask_id: int
+    vocab_size: int
+    seed: int
+
+    def applied(self, batch: dict[str, np.ndarray], sample_ids: Int64[np.ndarray, " N"]) -> dict[str, np.ndarray]:
+        """The rows with some of their tokens hidden, and those as targets; padding is never among them."""
+        tokens, targets = mask_tokens(
+            batch["tokens"],
+            batch["segments"] > 0,
+            sample_ids,
+            config=self.config,
+            mask_id=self.mask_id,
+            vocab_size=self.vocab_size,
+            seed=self.seed,
+        )
+        return batch | {"tokens": tokens, "targets": targets}

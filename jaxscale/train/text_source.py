@@ -12,6 +12,7 @@ from jaxscale.errors import UsageError
 from jaxscale.nn.functional import Params
 from jaxscale.nn.model_folder import load_model
 from jaxscale.store.commit import open_committed
+from jaxscale.train.corruption import Corrupted, Corruption
 from jaxscale.train.held_out import HeldOutText
 from jaxscale.train.resume import changes
 
@@ -71,12 +72,12 @@ class TextSource:
         """The endless order of rows; see `TextData.mixture`."""
         return self.data.mixture(self.training, sequence_length, seed)
 
-    def held_out_text(self, sequence_length: int, *, counts_bits: bool) -> HeldOutText | None:
+    def held_out_text(self, sequence_length: int, *, corruption: Corruption | None) -> HeldOutText | None:
         """The text to evaluate on; None where there is none.
 
         Args:
           sequence_length: tokens of a row.
-          counts_bits: whether the model's loss is a code of the text, so that it has bits per byte.
+          corruption: of every row; without one the model's loss is a code of the text, and so has bits per byte.
 
         Raises:
           UsageError: the dataset has no rows of this length.
@@ -85,9 +86,9 @@ class TextSource:
             return None
         rows = rows_of(self.held_out, self.data.rows, sequence_length)
         return HeldOutText(
-            source=rows,
+            source=rows if corruption is None else Corrupted(source=rows, corruption=corruption),
             num_sequences=min(self.data.num_held_out_sequences, rows.num_sequences),
-            bytes_per_token=self.held_out.num_bytes / self.held_out.num_tokens if counts_bits else None,
+            bytes_per_token=self.held_out.num_bytes / self.held_out.num_tokens if corruption is None else None,
         )
 
 

@@ -14,8 +14,8 @@ from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.nn.functional import Params
 from jaxscale.nn.model_folder import ModelFolder, save_model
 from jaxscale.train.batch_sizes import BatchSizes
+from jaxscale.train.corruption import Corruption
 from jaxscale.train.held_out import HeldOutText
-from jaxscale.train.masking import MaskingConfig, mask_tokens
 from jaxscale.train.predictions import Prediction, part_weight
 from jaxscale.train.slice_gradients import Weight
 
@@ -32,36 +32,6 @@ class Rows(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masking:
-    """How an encoder's tokens are hidden.
-
-    Attributes:
-      config: which, and what for.
-      mask_id: the mask token.
-      vocab_size: random tokens are below it.
-      seed: of the run.
-    """
-
-    config: MaskingConfig
-    mask_id: int
-    vocab_size: int
-    seed: int
-
-    def applied(self, batch: dict[str, np.ndarray], sample_ids: Int64[np.ndarray, " N"]) -> dict[str, np.ndarray]:
-        """The rows with some of their tokens hidden, and those as targets; padding is never among them."""
-        tokens, targets = mask_tokens(
-            batch["tokens"],
-            batch["segments"] > 0,
-            sample_ids,
-            config=self.config,
-            mask_id=self.mask_id,
-            vocab_size=self.vocab_size,
-            seed=self.seed,
-        )
-        return batch | {"tokens": tokens, "targets": targets}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenObjective:
     """What `jaxscale.train` trains: see `jaxscale.train.objective.Objective`.
 
@@ -70,7 +40,7 @@ class TokenObjective:
       data: the training text.
       lengths: of a row of every leaf of a batch.
       sizes: rows of every batch.
-      masking: of an encoder; None for a decoder.
+      corruption: of every row; None for a decoder, which predicts the text as it is.
       held_out: text to evaluate on, or None.
       tokenizer: goes into the exported folder.
       starting_params: host weights to start from, or None.
@@ -82,7 +52,7 @@ class TokenObjective:
     data: Rows
     lengths: Mapping[str, int]
     sizes: BatchSizes
-    masking: Masking | None
+    corruption: Corruption | None
     held_out: HeldOutText | None
     tokenizer: Tokenizer
     starting_params: Params | None
@@ -118,13 +88,13 @@ class TokenObjective:
         """
         ids = self.sample_ids(number)[rows]
         batch = self.data.rows(int(ids[0]), len(ids))
-        if self.masking is not None:
-            batch = self.masking.applied(batch, ids)
+        if self.corruption is not None:
+            batch = self.corruption.applied(batch, ids)
         return {name: batch[name] for name in self.lengths}
 
     def tokens_per_batch(self, number: int) -> int:
-        """Tokens of batch `number`, what is empty in its rows included."""
-        return self.sizes.size(number) * self.lengths["tokens"]
+        """Tokens of batch `number` that the model reads, what is empty in its rows included."""
+        return self.sizes.size(number) * sum(self.lengths.get(name, 0) for name in ("sources", "tokens"))
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """A shape for every size of batch."""

@@ -98,8 +98,8 @@ def _not_to_train(name: str, job: Any) -> str:
     if not hasattr(job, "planned_step"):
         return f"recipe {name!r} gives a {type(job).__name__}, which is not a job to train"
     return (
-        f"recipe {name!r} gives a {type(job).__name__}, which does not train yet; a DualTowerJob and a "
-        f"LanguageModelJob do: use such a recipe (`jaxscale recipes` lists them), or `jaxscale explain {name}`"
+        f"recipe {name!r} gives a {type(job).__name__}, which can be planned but not trained: it has no objective; use "
+        f"another recipe (`jaxscale recipes` lists them), or `jaxscale explain {name}`"
     )
 
 

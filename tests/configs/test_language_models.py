@@ -46,6 +46,10 @@ NUM_PARAMS = {
     "palm_tiny": (1_475_200, 0.001475),
     "palm_8b": (of_palm(32, 4096, 16), 8.63),
     "palm_540b": (of_palm(118, 18432, 48), 540.35),
+    # 2 (2 * 128 * 128 + 2 * 128 * 64 + 4 (3 * 128 * 256 + 128) + 2 * 128) + 2 * 4096 * 128 + 128
+    "mixtral_tiny": (1_934_976, 0.001935),
+    # Tables 2 * 2048 * 128 and 2 * 32 * 4, norms 12 * 128, and 2 layers of (12 * 128 * 128 + 6 * 128 * 256)
+    "t5_tiny": (2 * 2048 * 128 + 2 * 32 * 4 + 12 * 128 + 2 * (12 * 128 * 128 + 6 * 128 * 256), 0.0013125),
     "mixtral_8x7b": (46_702_792_704, 46.7),
     "t5_large": (783_150_080, 0.783),
     "bert_base": (109_482_240 - 590_592, 0.109),
@@ -104,9 +108,9 @@ def test_the_command_in_its_docstring_explains_it(name, capsys, tmp_path):
     assert f"mesh {words[-1]}" in capsys.readouterr().out
 
 
-def test_training_one_is_refused_in_one_message(capsys, tmp_path):
-    assert cli.main(["train", "t5_large", "--out", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert "does not train yet" in said
-    assert "jaxscale explain t5_large" in said
+@pytest.mark.parametrize("name", NUM_PARAMS)
+def test_training_one_without_text_is_refused_in_one_message(name, capsys, tmp_path):
+    # A mesh that any of their batches suits, so that nothing else is said.
+    assert cli.main(["train", name, "--out", str(tmp_path / "run"), "--mesh", "data=1@0"]) == 2
+    assert "data.datasets is not given; add `--data.datasets DIR`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

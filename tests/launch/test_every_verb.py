@@ -96,7 +96,7 @@ BAD_INPUT = [
     ("search --bm25 none --queries none --run garbage/run", 2, "garbage is no folder"),
     ("search --bm25 none --queries none --run out --tag=", 2, "must be one word"),
     ("train two_tower_tinyy --out out", 2, "did you mean 'two_tower_tiny'?"),
-    ("train t5_large --out out", 2, "does not train yet"),
+    ("train t5_large --out out", 2, "data.datasets is not given"),
     ("train llama2_7b --out out", 2, "data.datasets is not given"),
     ("train two_tower_tiny --out out --data.folder none", 3, "none"),
     ("train two_tower_tiny --out out --data.folder folder --mesh fsdp=3", 2, "fsdp=3"),

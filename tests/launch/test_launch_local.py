@@ -1,5 +1,6 @@
 """`launch local`: four real processes that share one mesh over loopback, and what befalls them."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from jaxscale.store.checkpoints import Checkpoints
 from jaxscale.train.events import read_events
 from jaxscale.train.speedometer import MEASURED
 from launch.cli import main
+from tests.jaxscale.store.file_systems import small_tmpfs
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = "tests/jaxscale/train/tiny.py"
@@ -26,12 +28,26 @@ PATIENCE_S = 240.0
 pytestmark = pytest.mark.multiprocess
 
 
+JOBS = []
+
+
+@pytest.fixture(autouse=True)
+def none_is_left():
+    """A test that fails leaves no process behind: the launcher's end is that of the others."""
+    yield
+    for job in JOBS:
+        if job.process.poll() is None:
+            job.process.send_signal(signal.SIGTERM)
+            job.end()
+    JOBS.clear()
+
+
 class Job:
     """`jaxscale launch local -n 4 -- train`, its lines read as they come."""
 
     def __init__(self, out, *flags, launch=(), num=4, recipe=f"{RECIPES}:tiny_of_four"):
         self.out = out
-        self.report = out.with_suffix(".json")
+        self.report = out.parent.parent / f"{out.parent.name}-{out.name}.json"
         words = ["launch", "local", "-n", str(num), "--json", str(self.report), *launch]
         words += ["--", "train", recipe, "--out", str(out), "--devices", "1", *flags]
         environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
@@ -44,6 +60,7 @@ class Job:
             text=True,
         )
         self.lines = []
+        JOBS.append(self)
         self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")))
         self._reader.start()
 
@@ -160,6 +177,26 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_ends_the_job_with_5
     again = Job(tmp_path / "run")
     assert again.end() == 0, again.text()
     assert "resumed step=4" in again.text()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_named_and_ends_the_job_with_4(whole, tmp_path):
+    """In the midst of the run, by somebody else's file; with room again, the same command ends with the same bits."""
+    with small_tmpfs(tmp_path / "disk", 8 << 20) as disk:
+        job = Job(disk / "run")
+        job.wait_for(r"\[0\] saved step=8")
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        assert job.end() == 4, job.text()
+        assert re.search(r"No space left on device|the disk is full|and .* has [\d,]+ free", job.text())
+        assert json.loads(Path(job.report).read_text() or "{}").get("num_restarts", 0) == 0
+        filler.unlink()
+        assert 8 in Checkpoints(disk / "run/checkpoints").steps()
+        again = Job(disk / "run")
+        assert again.end() == 0, again.text()
+        assert rows(disk / "run") == rows(whole.out)
 
 
 @pytest.mark.slow

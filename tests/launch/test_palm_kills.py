@@ -28,6 +28,7 @@ def tokens(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills_of_palm_tiny_change_no_bit(tokens, tmp_path):
     flags = (*MESH, "--data.datasets", str(tokens), "--operation.checkpoint-every-steps", "10")
 

@@ -14,13 +14,14 @@ from jaxscale.nn import functional
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.nn.model_folder import load_model
 from jaxscale.train.batch_sizes import BatchSizes
+from jaxscale.train.corruption import Corrupted
 from jaxscale.train.held_out import HeldOutText
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.loop import train
-from jaxscale.train.masking import MaskingConfig
+from jaxscale.train.masking import Masking, MaskingConfig
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 from jaxscale.train.token_loss import NO_TARGET
-from jaxscale.train.token_objective import LEAVES, Masking, TokenObjective
+from jaxscale.train.token_objective import LEAVES, TokenObjective
 from jaxscale.train.token_prediction import TokenPrediction
 from tests.jaxscale.random_params import random_params
 from tests.jaxscale.train.token_rows import LENGTH, VOCAB_SIZE, CountingRows
@@ -49,13 +50,14 @@ def objective_of(transformer, **options):
         if transformer.kind == "encoder"
         else None
     )
+    held_out = CountingRows() if masking is None else Corrupted(source=CountingRows(), corruption=masking)
     return TokenObjective(
         computation=prediction,
         data=CountingRows(),
         lengths=dict.fromkeys(LEAVES, LENGTH),
         sizes=BatchSizes(stages=((0, 8),)),
-        masking=masking if transformer.kind == "encoder" else None,
-        held_out=HeldOutText(source=CountingRows(), num_sequences=5, bytes_per_token=BYTES_PER_TOKEN),
+        corruption=masking,
+        held_out=HeldOutText(source=held_out, num_sequences=5, bytes_per_token=BYTES_PER_TOKEN),
         tokenizer=tokenizer,
         starting_params=None,
         identity={"training": {"seed": training.seed, "num_steps": 1}},
@@ -123,6 +125,16 @@ def test_held_out_text_is_evaluated_over_all_its_tokens_on_any_mesh(mesh):
     assert got["loss"] == pytest.approx(expected, rel=1e-5)
     assert got["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
     assert got["bits_per_byte"] == pytest.approx(expected / math.log(2) / BYTES_PER_TOKEN, rel=1e-5)
+
+
+def test_held_out_text_of_an_encoder_is_masked_as_its_batches_are():
+    objective, params = objective_of(ENCODER), random_params(ENCODER)
+    rows = objective.corruption.applied(CountingRows().rows(0, 5), np.arange(5))
+    assert (rows["targets"] == NO_TARGET).any()
+    batch = {name: jnp.asarray(leaf) for name, leaf in rows.items()}
+    expected, _ = objective.computation.without_regularization().loss(params, batch, jax.random.key(0))
+    got = objective.evaluate(params, make_mesh(MeshSpec.parse("data=1"), devices=jax.devices()[:1]))
+    assert got["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_an_exported_model_gives_the_same_loss(tmp_path):
