@@ -1,17 +1,14 @@
 """The demo's report: its outcome as the sections of one page."""
 
-import json
 from pathlib import Path
 
-from jaxscale import typed_json
-from jaxscale.mesh import AXES
 from jaxscale.observe import environment, report, sections
 from jaxscale.observe.metrics import read_metrics
 from jaxscale.observe.units import format_bytes, format_seconds
-from jaxscale.sharding.plan import ShardingPlan
 from jaxscale.train.events import read_events
 from launch.demo.comparison import MEASURES, Comparison
 from launch.demo.story import Outcome
+from launch.run_page import plan_table
 
 _SYSTEM_NAMES = {"bm25": "BM25", "untrained": "untrained tower", "dense": "dense", "hybrid": "hybrid"}
 _SPLIT_NAMES = {"test": "summary sentences", "natural": "questions written by hand"}
@@ -50,7 +47,7 @@ def demo_report(outcome: Outcome) -> report.Report:
             _searches(outcome),
             _checks(outcome),
             _loss(outcome),
-            _plan(outcome),
+            plan_table(outcome.home / "model", "Where each array lives"),
             sections.Timings(title="How long it took", phases_s=outcome.phases_s),
             sections.Environment(title="Where it ran", snapshot=environment.snapshot()),
         ),
@@ -136,29 +133,3 @@ def _loss(outcome: Outcome) -> sections.LossCurve:
     marks += [sections.Mark(step=step, label="resumed") for step in resumed]
     curve = sections.Curve.of(read_metrics(run), "loss")
     return sections.LossCurve(title="How it learned", curves=(curve,), marks=tuple(marks))
-
-
-def _plan(outcome: Outcome) -> sections.PlanTable:
-    text = (outcome.home / "model" / "plan.json").read_text(encoding="utf-8")
-    plan = typed_json.decode(ShardingPlan, json.loads(text), "plan.json")
-    rows = tuple(
-        sections.PlanRow(
-            leaf=leaf.path,
-            shape=leaf.shape,
-            axes=leaf.spec,
-            bytes_per_device=leaf.bytes_per_device,
-            reason="; ".join(leaf.reasons),
-        )
-        for leaf in plan.leaves
-        if leaf.role == "parameter"
-    )
-    return sections.PlanTable(
-        title="Where each array lives",
-        mesh=tuple((axis, getattr(plan.mesh, axis)) for axis in AXES),
-        rows=rows,
-        text=(
-            "Derived from how the computation uses each array, not from its name. The optimizer's moments, "
-            f"{format_bytes(plan.total_bytes_per_device('optimizer'))} on each device, lie where their "
-            "parameters lie."
-        ),
-    )

@@ -235,7 +235,9 @@ EXIT_CODES = {
 
 
 def test_every_error_has_an_exit_code_of_the_table():
-    assert set(errors.JaxscaleError.__subclasses__()) == set(EXIT_CODES)
+    # That of `launch local` is the code of the processes that it started.
+    ours = {kind for kind in errors.JaxscaleError.__subclasses__() if kind.__module__ == errors.__name__}
+    assert ours == set(EXIT_CODES)
 
 
 @pytest.mark.parametrize("kind", EXIT_CODES)

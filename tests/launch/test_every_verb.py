@@ -31,6 +31,7 @@ def words_of(verb):
         "import hf": "folder",
         "plan diff": "garbage garbage",
         "replay": "folder",
+        "report": "folder",
         "verify": "folder",
     } | dict.fromkeys(RECIPE_VERBS, RECIPE)
     return [*verb.split(), *behind.get(verb, "").split()]
@@ -105,6 +106,8 @@ BAD_INPUT = [
     ("tune llama2_7b --topology v5e:2", 2, "expected 2 sizes"),
     ("replay none --step 1", 3, "job.json"),
     ("replay folder --step 1", 3, "job.json"),
+    ("report none", 3, "job.json"),
+    ("report folder", 3, "job.json"),
     ("verify none", 3, "none"),
     ("verify folder", 3, "nothing committed"),
     ("doctor --at none", 4, "not fit to run"),
