@@ -58,7 +58,6 @@ def run_report(
     logged = [row for row in rows if "loss" in row]
     last, num_steps = logged[-1], identity["training"]["num_steps"]
     spent = _spent(events)
-    in_steps = spent["step"] / sum(spent.values()) if spent else 0.0
     speed, unit = _speed(last)
     return report.Report(
         title=f"Run {name}",
@@ -67,7 +66,7 @@ def run_report(
             report.Fact(value=f"{last['loss']:.4g}", label=f"loss at step {last['step']:,}"),
             report.Fact(value=f"{last[speed]:,.0f}", label=unit),
             *([report.Fact(value=f"{last['mfu']:.1%}", label="MFU")] if "mfu" in last else []),
-            report.Fact(value=f"{in_steps:.0%}", label="of the time in steps that were kept"),
+            *_kept(spent),
         ),
         sections=(
             sections.LossCurve(
@@ -153,14 +152,23 @@ def _num_killed(events: Sequence[Row]) -> int:
     return sum(earlier in _BEGINNINGS and later in _BEGINNINGS for earlier, later in itertools.pairwise(kinds))
 
 
-def _goodput(events: Sequence[Row], spent: Counter[str]) -> sections.Timings:
+def _kept(spent: Counter[str]) -> list[report.Fact]:
+    if not spent:
+        return []
+    share = spent["step"] / sum(spent.values())
+    return [report.Fact(value=f"{share:.0%}", label="of the time in steps that were kept")]
+
+
+def _goodput(events: Sequence[Row], spent: Counter[str]) -> sections.Section:
+    title = "Where the time went"
+    if not spent:
+        text = "A process tells where its time went when it ends; none has yet."
+        return sections.Note(title=title, paragraphs=(text,))
     num_killed = _num_killed(events)
     text = "Of the whole wall time of the run's processes; `wasted` is time in steps that a rollback threw away."
     if num_killed:
         text += f" {num_killed} of them were killed and told nothing."
-    if not spent:
-        text = "A process tells where its time went when it ends; none has yet."
-    return sections.Timings(title="Where the time went", phases_s=tuple(spent.most_common()), text=text)
+    return sections.Timings(title=title, phases_s=tuple(spent.most_common()), text=text)
 
 
 def _memory(logged: Sequence[Row]) -> list[sections.LossCurve]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from jaxscale.errors import DivergedError
+from jaxscale.store.failpoints import failpoint
 from jaxscale.train.agreement import agreed_step
 from jaxscale.train.data_order import DataOrder
 from jaxscale.train.objective import SaysSamples
@@ -138,12 +139,15 @@ def go_back(setup: Setup, spiked: SpikedStep, now: Progress, step: int | None) -
         )
     else:
         state, saved = restore(setup.checkpoints, step, setup.placement)
+    failpoint("rollback.restored")
     for later in setup.checkpoints.steps():
         if step is None or later > step:
             setup.checkpoints.remove(later)
     agreed_step(step)  # all go on once they are gone
+    failpoint("rollback.removed")
     # What earlier rollbacks left out stays out, where this one goes back further than they did.
     saved = dataclasses.replace(saved, order=saved.order.without(now.order.skipped))
     numbers = left_out(spiked, setup.identity.spikes or SpikeConfig(), saved)
     setup.folder.events.write("rolled_back", step=saved.step, left_out=list(numbers))
+    failpoint("rollback.told")
     return state, rolled_back(saved, now, numbers)

@@ -141,6 +141,42 @@ def test_twenty_kills_at_random_times_change_no_bit(cache, tmp_path):
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
+SPIKED = ("--mesh", "data=2", "--faults.spike-at", "30", "--training.num-steps", "40", "--faults.batch-s", "0.01")
+
+
+@pytest.mark.slow
+def test_killed_in_the_midst_of_a_rollback_it_ends_with_the_same_bits(cache, tmp_path):
+    """Once the older state is read, when later checkpoints are gone, and when all is said; and in a save after it."""
+    whole = Training("tiny_of_four", tmp_path / "whole", cache, *SPIKED)
+    assert whole.end() == 0, whole.errors
+    names = ("rollback.restored:kill", "rollback.removed:kill", "rollback.told:kill")
+    for name in names:
+        out = tmp_path / name.partition(":")[0]
+        killed = Training("tiny_of_four", out, cache, *SPIKED, failpoint=name)
+        assert killed.end() == -signal.SIGKILL, killed.errors
+        assert "spike" in killed.new_events(), name
+        # The spike comes again, as no checkpoint leaves it out yet; and a kill after that changes nothing either.
+        again = Training("tiny_of_four", out, cache, *SPIKED, failpoint="commit.before_rename:kill@2")
+        assert again.end() == -signal.SIGKILL, again.errors
+        last = Training("tiny_of_four", out, cache, *SPIKED)
+        assert last.end() == 0, last.errors
+        hashes = [read_events(folder)[-1]["state_hash"] for folder in (tmp_path / "whole", out)]
+        assert hashes[0] == hashes[1], name
+        assert rows(out) == rows(tmp_path / "whole"), name
+        told = [event for event in read_events(out) if event["event"] == "rolled_back"]
+        assert {tuple(event["left_out"]) for event in told} == {(30,)}
+
+
+@pytest.mark.slow
+def test_a_fork_of_a_run_that_was_rolled_back_leaves_the_same_batches_out(cache, tmp_path):
+    whole = Training("tiny_of_four", tmp_path / "whole", cache, *SPIKED)
+    assert whole.end() == 0, whole.errors
+    fork = Training("tiny_of_four", tmp_path / "fork", cache, *SPIKED, "--fork-from", f"{tmp_path / 'whole'}@36")
+    assert fork.end() == 0, fork.errors
+    hashes = [read_events(tmp_path / name)[-1]["state_hash"] for name in ("whole", "fork")]
+    assert hashes[0] == hashes[1]
+
+
 def test_a_long_compilation_does_not_keep_the_process(tmp_path):
     training = Training("tiny", tmp_path / "run", "off", "--faults.num-extra-ops", "3000")
     # The dev metric of step 0 comes just before the step is compiled.
