@@ -4,13 +4,14 @@ Shapes are static. Tokens are routed in groups, each within one sequence, so tha
 asking other devices. A token whose expert is full passes it by, and only the residual stream carries it on.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Bool, Float, Float32, Key
 
 from jaxscale.errors import UsageError
 from jaxscale.nn.config import ExpertsConfig
@@ -20,17 +21,21 @@ from jaxscale.nn.mlp import ACTIVATIONS
 
 
 class RouterLosses(NamedTuple):
-    """What keeps a router usable; float32 scalars, to be weighted and added to the loss.
+    """What keeps a router usable, sequence by sequence; their mean is to be weighted and added to the loss.
+
+    A sequence has a balance of its own, as GShard's groups have theirs, so that a batch's losses are the means of its
+    parts' and no device asks another one which experts its tokens took.
 
     Attributes:
       load_balance: E times the sum over experts of (share of the choices) * (mean probability): 1 where both are even.
-        Reference: Fedus et al. 2021 (Switch), section 2.2, equation 4, https://arxiv.org/abs/2101.03961
-      z: the mean of log(sum(exp(router logits)))^2.
+        Reference: Lepikhin et al. 2020 (GShard), algorithm 1, https://arxiv.org/abs/2006.16668; Fedus et al. 2021
+        (Switch), section 2.2, equation 4, https://arxiv.org/abs/2101.03961
+      z: the mean over tokens of log(sum(exp(router logits)))^2.
         Reference: Zoph et al. 2022 (ST-MoE), section 3.1, equation 5, https://arxiv.org/abs/2202.08906
     """
 
-    load_balance: Float32[Array, ""]
-    z: Float32[Array, ""]
+    load_balance: Float32[Array, " B"]
+    z: Float32[Array, " B"]
 
 
 class Routing(NamedTuple):
@@ -63,23 +68,35 @@ def route(logits: Float32[Array, "B N G E"], *, num_chosen: int, capacity: int) 
     """
     num_experts = logits.shape[-1]
     probabilities = jax.nn.softmax(logits, axis=-1)
-    weights, chosen = jax.lax.top_k(probabilities, num_chosen)
+    picks = _picks(probabilities, num_chosen)
+    weights = [jnp.sum(jnp.where(picked, probabilities, 0.0), axis=-1) for picked in picks]
     if num_chosen > 1:
-        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        weights = [weight / sum(weights) for weight in weights]
     places = jnp.arange(capacity, dtype=jnp.int32).reshape(1, 1, 1, 1, capacity)
     num_taken = jnp.zeros((*logits.shape[:2], 1, num_experts), jnp.int32)
     dispatch = combine = jnp.zeros((*logits.shape, capacity), jnp.float32)
-    for choice in range(num_chosen):
-        picked = jax.nn.one_hot(chosen[..., choice], num_experts, dtype=jnp.int32)
+    for picked, weight in zip((pick.astype(jnp.int32) for pick in picks), weights, strict=True):
         place = num_taken + jnp.cumsum(picked, axis=2) - picked
         num_taken = num_taken + jnp.sum(picked, axis=2, keepdims=True)
         taken = (picked[..., None] > 0) & (place[..., None] == places)
         dispatch = dispatch + taken.astype(jnp.float32)
-        combine = combine + jnp.where(taken, weights[..., choice, None, None], 0.0)
-    share = num_taken.astype(jnp.float32).mean(axis=(0, 1, 2)) / (logits.shape[2] * num_chosen)
-    load_balance = num_experts * jnp.sum(share * probabilities.mean(axis=(0, 1, 2)))
-    z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
+        combine = combine + jnp.where(taken, weight[..., None, None], 0.0)
+    share = num_taken.astype(jnp.float32).mean(axis=(1, 2)) / (logits.shape[2] * num_chosen)
+    load_balance = num_experts * jnp.sum(share * probabilities.mean(axis=(1, 2)), axis=-1)
+    z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), axis=(1, 2))
     return Routing(dispatch, combine, RouterLosses(load_balance, z))
+
+
+def _picks(probabilities: Float32[Array, "B N G E"], num_chosen: int) -> list[Bool[Array, "B N G E"]]:
+    """True at each token's first choice, then at its second, and so on; of equal ones the first comes first.
+
+    `jax.lax.top_k` finds the same, but sorts: XLA then brings the tokens of all devices together.
+    """
+    picks: list[Bool[Array, "B N G E"]] = []
+    for _ in range(num_chosen):
+        left = functools.reduce(lambda rest, pick: jnp.where(pick, -1.0, rest), picks, probabilities)
+        picks.append(jax.nn.one_hot(jnp.argmax(left, axis=-1), left.shape[-1], dtype=jnp.int32) > 0)
+    return picks
 
 
 class Experts(nnx.Module):

@@ -217,7 +217,7 @@ def run_layers(
 
     unroll = num_layers <= _MAX_UNROLLED_LAYERS
     x, of_layers = jax.lax.scan(_with_remat(body, remat), x, (stacked, keys), unroll=unroll)
-    return x, jax.tree.map(jnp.mean, of_layers)
+    return x, jax.tree.map(lambda losses: losses.mean(axis=0), of_layers)
 
 
 def extend_layers(

@@ -67,8 +67,12 @@ class TokenPrediction:
         loss = self._loss_of_tokens(params, hidden, batch["targets"])
         if router is None:
             return loss, {}
-        loss = loss + self.load_balance_loss * router.load_balance + self.router_z_loss * router.z
-        return loss, {"load_balance": router.load_balance, "router_z": router.z}
+        # Each sequence counts by its predicted tokens, as it does in the loss of tokens.
+        counts = jnp.sum((batch["targets"] >= 0).astype(jnp.float32), axis=1)
+        shares = counts / jnp.maximum(counts.sum(), 1.0)
+        balance, z = jnp.sum(shares * router.load_balance), jnp.sum(shares * router.z)
+        loss = loss + self.load_balance_loss * balance + self.router_z_loss * z
+        return loss, {"load_balance": balance, "router_z": z}
 
     def part_weight(self, batch: Mapping[str, jax.Array]) -> Float32[Array, ""]:
         """The weight of a part of a batch in the batch's loss: its predicted tokens."""
@@ -76,10 +80,10 @@ class TokenPrediction:
 
     @property
     def averages_parts(self) -> bool:
-        """Whether the loss of a batch is the mean of its parts' by their weights: not with experts, whose balance is
-        that of the whole batch, nor with dropout, which would leave the same out of every part.
+        """Whether the loss of a batch is the mean of its parts' by their weights: not with dropout, which would leave
+        the same out of every part.
         """
-        return self.transformer.experts is None and not self.transformer.dropout_rate
+        return not self.transformer.dropout_rate
 
     def _loss_of_tokens(
         self, params: Params, hidden: Float[Array, "B S D"], targets: Int[Array, "B S"]

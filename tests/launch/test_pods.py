@@ -21,15 +21,14 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (the extra tpu)"),
 ]
 
-GRAD_ACCUM = 4
 # What crosses the data-centre network but is no gradient: the number of predicted tokens of every microbatch.
 MOST_BESIDES = 0.001
 
 
-def compiled(recipe, topology, num_slices, mesh):
+def compiled(recipe, topology, num_slices, mesh, grad_accum):
     """The job with microbatches, and what the compiler made of its step."""
     job = recipes.load(recipe)
-    job = dataclasses.replace(job, training=dataclasses.replace(job.training, grad_accum=GRAD_ACCUM))
+    job = dataclasses.replace(job, training=dataclasses.replace(job.training, grad_accum=grad_accum))
     made = compile_recipe(
         CompileRequest(
             recipe=recipe,
@@ -47,22 +46,23 @@ def compiled(recipe, topology, num_slices, mesh):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "topology", "mesh"),
+    ("recipe", "topology", "mesh", "grad_accum"),
     [
-        ("palm_540b", "v5p:8x8x16", "slice=2,fsdp=128,tensor=8"),
-        ("llama3_70b", "v5p:4x8x8", "slice=2,fsdp=64,tensor=4"),
-        ("t5_large", "v5e:4x4", "slice=2,fsdp=8,tensor=2"),
+        ("palm_540b", "v5p:8x8x16", "slice=2,fsdp=128,tensor=8", 4),
+        ("llama3_70b", "v5p:4x8x8", "slice=2,fsdp=64,tensor=4", 4),
+        ("t5_large", "v5e:4x4", "slice=2,fsdp=8,tensor=2", 4),
+        ("mixtral_8x7b", "v5p:4x8x8", "slice=2,fsdp=32,expert=8", 2),
     ],
 )
-def test_slices_meet_once_per_step_to_add_up_the_gradient(recipe, topology, mesh):
-    job, step = compiled(recipe, topology, 2, mesh)
+def test_slices_meet_once_per_step_to_add_up_the_gradient(recipe, topology, mesh, grad_accum):
+    job, step = compiled(recipe, topology, 2, mesh, grad_accum)
     # What one device has of the gradient, in float32: each byte of it crosses once, however many the microbatches.
     gradient = derive_step(job.planned_step(), MeshSpec.parse(mesh)).total_bytes_per_device("parameter")
     crossing = [total for total in step.collectives if "slice" in total.axes]
     assert {(total.axes, total.kind) for total in crossing} == {(("slice",), "all_reduce")}
     (num_bytes,) = (total.num_bytes for total in crossing)
     print(
-        f"{recipe} on 2 x {topology}, {mesh}, {GRAD_ACCUM} microbatches: {num_bytes:,} bytes cross the slices per "
+        f"{recipe} on 2 x {topology}, {mesh}, {grad_accum} microbatches: {num_bytes:,} bytes cross the slices per "
         f"device and step, {gradient:,} of them ({gradient / num_bytes:.4%}) the gradient; "
         f"{step.needed_bytes / 2**30:.1f} GiB needed on a device"
     )
@@ -70,6 +70,6 @@ def test_slices_meet_once_per_step_to_add_up_the_gradient(recipe, topology, mesh
 
 
 def test_experts_compile_for_a_pod():
-    _, step = compiled("mixtral_8x7b", "v5p:4x8x8", 1, "fsdp=32,expert=8")
+    _, step = compiled("mixtral_8x7b", "v5p:4x8x8", 1, "fsdp=32,expert=8", 4)
     assert {("expert",), ("fsdp",)} <= {total.axes for total in step.collectives}
     print(f"mixtral_8x7b on v5p:4x8x8: {step.needed_bytes / 2**30:.1f} GiB needed on a device")

@@ -36,20 +36,32 @@ JOB = LanguageModelJob(
 )
 
 
-def case():
+# Experts that drop tokens, and losses of their router that show in the gradient.
+EXPERTS = dataclasses.replace(
+    JOB,
+    transformer=dataclasses.replace(
+        JOB.transformer,
+        experts=ExpertsConfig(num_experts=2, num_experts_per_token=1, capacity_factor=1.0, group_size=8),
+    ),
+    load_balance_loss=0.5,
+    router_z_loss=0.1,
+)
+
+
+def case(job):
     """Parameters, and a batch whose slices have different numbers of tokens to predict, of one microbatch none."""
     rng = np.random.default_rng(0)
     tokens, targets = (rng.integers(0, 1024, (4 * GRAD_ACCUM, 8), dtype=np.int32) for _ in range(2))
     targets[rng.random(targets.shape) < 0.4] = -1
     # Microbatch 0 is the rows 0, 3, 6, 9: the last two are the second slice's.
     targets[[6, 9]] = -1
-    params = jax.jit(JOB.computation.init_params)(jax.random.key(0))
+    params = jax.jit(job.computation.init_params)(jax.random.key(0))
     return params, {"tokens": jnp.asarray(tokens), "targets": jnp.asarray(targets)}
 
 
-def gradient_on_slices(*, apart: bool):
+def gradient_on_slices(job, *, apart: bool):
     """A jitted gradient of (params, batch) on the mesh of two slices."""
-    step, mesh = JOB.planned_step(), make_mesh(SPEC)
+    step, mesh = job.planned_step(), make_mesh(SPEC)
     plan = derive_step(step, SPEC)
     whole = apply_plan(plan, step.loss, mesh, step.params, step.microbatch)
     slices = slice_gradients(step, plan, mesh)
@@ -77,14 +89,15 @@ def crossing(compiled):
 
 
 @pytest.mark.slow
-def test_slices_meet_once_per_step_and_make_the_gradient_of_one_device():
-    params, batch = case()
-    apart, together = (gradient_on_slices(apart=apart).lower(params, batch).compile() for apart in (True, False))
+@pytest.mark.parametrize("job", [JOB, EXPERTS], ids=["dense", "experts"])
+def test_slices_meet_once_per_step_and_make_the_gradient_of_one_device(job):
+    params, batch = case(job)
+    apart, together = (gradient_on_slices(job, apart=apart).lower(params, batch).compile() for apart in (True, False))
     (loss, _), ours = apart(params, batch)
 
     def plain(params):
         of_microbatches = [
-            JOB.loss(params, jax.tree.map(lambda x, i=i: x[i::GRAD_ACCUM], batch), jax.random.key(0))
+            job.loss(params, jax.tree.map(lambda x, i=i: x[i::GRAD_ACCUM], batch), jax.random.key(0))
             for i in range(GRAD_ACCUM)
         ]
         return sum(of_microbatches) / GRAD_ACCUM
@@ -93,7 +106,7 @@ def test_slices_meet_once_per_step_and_make_the_gradient_of_one_device():
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     for got, right in zip(*(jax.tree.leaves(jax.device_get(tree)) for tree in (ours, gradient)), strict=True):
         np.testing.assert_allclose(got, right, rtol=0, atol=1e-5 * np.linalg.norm(right))
-    held = derive_step(JOB.planned_step(), SPEC).total_bytes_per_device("parameter")
+    held = derive_step(job.planned_step(), SPEC).total_bytes_per_device("parameter")
     num_bytes, num_runs = crossing(apart)
     assert num_runs == 1
     # Scalars besides: the predicted tokens of a microbatch.
@@ -103,18 +116,8 @@ def test_slices_meet_once_per_step_and_make_the_gradient_of_one_device():
     assert num_bytes >= GRAD_ACCUM * held
 
 
-@pytest.mark.parametrize(
-    "transformer",
-    [
-        dataclasses.replace(JOB.transformer, dropout_rate=0.1),
-        dataclasses.replace(
-            JOB.transformer,
-            experts=ExpertsConfig(num_experts=2, num_experts_per_token=1, capacity_factor=1.0, group_size=8),
-        ),
-    ],
-    ids=["dropout", "experts"],
-)
-def test_a_loss_that_is_no_mean_of_its_parts_is_computed_whole(transformer):
+def test_a_loss_that_is_no_mean_of_its_parts_is_computed_whole():
+    transformer = dataclasses.replace(JOB.transformer, dropout_rate=0.1)
     step = dataclasses.replace(JOB, transformer=transformer).planned_step()
     assert step.part_weight is None
     assert slice_gradients(step, derive_step(step, SPEC), make_mesh(SPEC)) is None
