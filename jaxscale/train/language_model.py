@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxscale.train.masking import Masking, MaskingConfig
 from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.predictions import part_weight
 from jaxscale.train.randomness import named_key
-from jaxscale.train.text_source import StartingModel, TextSource, starting_model
+from jaxscale.train.text_source import TextSource, check_best_metric, identity_of, starting_model
 from jaxscale.train.token_objective import LEAVES, TokenObjective
 from jaxscale.train.token_prediction import TokenPrediction
 
@@ -93,12 +93,8 @@ class LanguageModelJob:
         """
         for size in self.training.batch_sizes.distinct:
             check_divides(size, self.training.grad_accum, mesh)
-        best, names = self.operation.best_metric, ["loss", "perplexity"]
-        names += ["bits_per_byte"] if self.transformer.kind == "decoder" else []
-        if best and not self.data.held_out:
-            raise UsageError(f"operation.best_metric={best!r} needs data.held_out, the dataset to compute it on")
-        if best and best not in names:
-            raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
+        names = ("loss", "perplexity") + (("bits_per_byte",) if self.transformer.kind == "decoder" else ())
+        check_best_metric(self.operation, self.data, names)
 
     def starting_from(self, path: str) -> Self:
         """The job with the transformer and the weights of the folder at `path`."""
@@ -126,7 +122,7 @@ class LanguageModelJob:
             held_out=source.held_out_text(self.sequence_length, corruption=masking),
             tokenizer=tokenizer,
             starting_params=None if start is None else start.params,
-            identity=self._identity(source, start),
+            identity=identity_of(self, "LanguageModelJob", source, start),
             provenance={"source": "trained", "tokenizer": tokenizer.fingerprint},
         )
 
@@ -188,18 +184,6 @@ class LanguageModelJob:
             vocab_size=self.transformer.vocab_size,
             seed=self.training.seed,
         )
-
-    def _identity(self, source: TextSource, start: StartingModel | None) -> dict[str, Any]:
-        """The job without `operation` and `remat`, with what names the content of its folders in their place."""
-        identity: dict[str, Any] = typed_json.encode(self)
-        for name in ("operation", "remat"):
-            del identity[name]
-        return identity | {
-            "type": "LanguageModelJob",
-            "data": source.identity,
-            "tokenizer": source.tokenizer.fingerprint,
-            "initial_model": "" if start is None else start.id,
-        }
 
     def shrunk(self, *, num_layers: int = 2, sequence_length: int = 16, global_batch_size: int = 16) -> Self:
         """A job of the same structure that any machine can run, in float32; see `jaxscale.nn.shrink`.

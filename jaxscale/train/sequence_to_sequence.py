@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.predictions import part_weight
 from jaxscale.train.randomness import named_key
 from jaxscale.train.target_prediction import TargetPrediction
-from jaxscale.train.text_source import StartingModel, TextSource, starting_model
+from jaxscale.train.text_source import TextSource, check_best_metric, identity_of, starting_model
 from jaxscale.train.token_loss import NO_TARGET
 from jaxscale.train.token_objective import TokenObjective
 
@@ -91,11 +91,7 @@ class SequenceToSequenceJob:
                 f"target_length={self.target_length} must be at least {needed}, what is cut out of a row of "
                 f"{self._row_length} tokens"
             )
-        best, names = self.operation.best_metric, ("loss", "perplexity")
-        if best and not self.data.held_out:
-            raise UsageError(f"operation.best_metric={best!r} needs data.held_out, the dataset to compute it on")
-        if best and best not in names:
-            raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
+        check_best_metric(self.operation, self.data, ("loss", "perplexity"))
 
     def starting_from(self, path: str) -> Self:
         """The job with the transformer and the weights of the folder at `path`.
@@ -129,7 +125,7 @@ class SequenceToSequenceJob:
             held_out=source.held_out_text(self._row_length, corruption=corruption),
             tokenizer=tokenizer,
             starting_params=None if start is None else start.params,
-            identity=self._identity(source, start),
+            identity=identity_of(self, "SequenceToSequenceJob", source, start),
             provenance={"source": "trained", "tokenizer": tokenizer.fingerprint},
         )
 
@@ -205,18 +201,6 @@ class SequenceToSequenceJob:
             target_length=self.target_length,
             no_target=NO_TARGET,
         )
-
-    def _identity(self, source: TextSource, start: StartingModel | None) -> dict[str, Any]:
-        """The job without `operation` and `remat`, with what names the content of its folders in their place."""
-        identity: dict[str, Any] = typed_json.encode(self)
-        for name in ("operation", "remat"):
-            del identity[name]
-        return identity | {
-            "type": "SequenceToSequenceJob",
-            "data": source.identity,
-            "tokenizer": source.tokenizer.fingerprint,
-            "initial_model": "" if start is None else start.id,
-        }
 
     def shrunk(self, *, num_layers: int = 2, sequence_length: int = 16, global_batch_size: int = 16) -> Self:
         """A job of the same structure that any machine can run, in float32; see `jaxscale.nn.shrink`.

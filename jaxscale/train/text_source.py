@@ -1,6 +1,7 @@
 """What a job of text starts with: its datasets opened and checked, and the weights that it begins from."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from jaxscale import typed_json
@@ -14,6 +15,7 @@ from jaxscale.nn.model_folder import load_model
 from jaxscale.store.commit import open_committed
 from jaxscale.train.corruption import Corrupted, Corruption
 from jaxscale.train.held_out import HeldOutText
+from jaxscale.train.job import Operation
 from jaxscale.train.resume import changes
 
 
@@ -131,3 +133,41 @@ def starting_model(path: str, config: Any, tokenizer: Tokenizer) -> StartingMode
             f"({tokenizer.fingerprint[:12]}); tokenize with --tokenizer {path}"
         )
     return StartingModel(params=model.params, id=open_committed(path).manifest.identity)
+
+
+def identity_of(job: Any, kind: str, source: TextSource, start: StartingModel | None) -> dict[str, Any]:
+    """A job as what makes its run what it is: without `operation` and `remat`, and its folders by their content.
+
+    Args:
+      job: a dataclass with `data` and `initial_model`.
+      kind: tells its class from others.
+      source: what its data names.
+      start: what its initial model names; None for none.
+    """
+    identity: dict[str, Any] = typed_json.encode(job)
+    for name in ("operation", "remat"):
+        del identity[name]
+    return identity | {
+        "type": kind,
+        "data": source.identity,
+        "tokenizer": source.tokenizer.fingerprint,
+        "initial_model": "" if start is None else start.id,
+    }
+
+
+def check_best_metric(operation: Operation, data: TextData, names: Sequence[str]) -> None:
+    """Refuses to choose a checkpoint by what is not computed.
+
+    Args:
+      operation: of the job.
+      data: of the job.
+      names: of the metrics of held-out text.
+
+    Raises:
+      UsageError: there is no held-out text, or it has no such metric.
+    """
+    best = operation.best_metric
+    if best and not data.held_out:
+        raise UsageError(f"operation.best_metric={best!r} needs data.held_out, the dataset to compute it on")
+    if best and best not in names:
+        raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
