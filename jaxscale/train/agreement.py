@@ -48,12 +48,15 @@ class Agreement:
                     raise
 
     def due(self, what: str) -> bool:
-        """Whether all processes do `what` at this boundary; true once for each proposal."""
+        """Whether all processes do `what` at this boundary; true once for each proposal.
+
+        Where no process asked at the boundary that was agreed on, it is true at the first one at which they ask.
+        """
         if what not in self._agreed and self._client is not None:
             found = self._read(what)
             if found is not None:
                 self._agreed[what] = found
-        if self._agreed.get(what) != self._boundary:
+        if what not in self._agreed or self._boundary < self._agreed[what]:
             return False
         del self._agreed[what]
         self._rounds[what] = self._rounds.get(what, 0) + 1

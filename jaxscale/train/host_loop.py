@@ -190,13 +190,14 @@ class HostLoop:
 
     def _save_due(self) -> bool:
         step, best = self._progress.step, self._progress.best
+        in_time = self._clock_says_save()
         if self._saved_step == step:
             return False
         forked = self._setup.job.forked_from is not None and self._saved_step is None
         operation = self._setup.operation
         every = step > 0 and step % operation.checkpoint_every_steps == 0
         is_best = best is not None and best.step == step
-        return forked or every or self._clock_says_save() or is_best or step == self._setup.identity.num_steps
+        return forked or every or in_time or is_best or step == self._setup.identity.num_steps
 
     def _clock_says_save(self) -> bool:
         every_s = self._setup.operation.checkpoint_every_s
