@@ -8,17 +8,17 @@ from jaxscale.train.sequence_to_sequence import SequenceToSequenceJob
 
 
 def t5_tiny() -> SequenceToSequenceJob:
-    """T5 1.1's layout and objective at 1,312,512 parameters, for tests and first tries; 2,528 tokens per step.
+    """T5 1.1's layout and objective at 1,869,568 parameters, for tests and first tries; 2,528 tokens per step.
 
     Command: jaxscale explain t5_tiny --mesh fsdp=4,tensor=2
     Training: jaxscale train t5_tiny --out runs/t5 --data.datasets tokens
     Source: as `t5_large`, with Adafactor (rate 1e-2, then 1 / sqrt(step)); sizes and steps are ours. The last ids of
-      its vocabulary are left to what stands for spans: tokenizers of up to 2,000 tokens suit it.
+      its vocabulary are left to what stands for spans: tokenizers of up to 4,096 tokens suit it.
     Count: the closed formula, see `t5_large`.
     """
     return SequenceToSequenceJob(
         transformer=t5_config(
-            num_layers=2, d_model=128, num_heads=4, head_dim=32, d_ff=256, vocab_size=2048, max_positions=128
+            num_layers=2, d_model=128, num_heads=4, head_dim=32, d_ff=256, vocab_size=4224, max_positions=128
         ),
         source_length=128,
         target_length=30,

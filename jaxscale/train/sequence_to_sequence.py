@@ -112,7 +112,8 @@ class SequenceToSequenceJob:
           UsageError: they do not fit the job, or each other.
           VerificationError: one is damaged.
         """
-        source = TextSource.open(self.data, vocab_size=self.transformer.decoder.vocab_size)
+        flags = [f"--transformer.{stack}.vocab-size" for stack in ("encoder", "decoder")]
+        source = TextSource.open(self.data, vocab_size=self.transformer.decoder.vocab_size, flags=flags)
         tokenizer, training = source.tokenizer, self.training
         start = starting_model(self.initial_model, self.transformer, tokenizer) if self.initial_model else None
         corruption = self._corruption(tokenizer)

@@ -34,12 +34,15 @@ class TextSource:
     data: TextData
 
     @classmethod
-    def open(cls, data: TextData, *, vocab_size: int) -> "TextSource":
+    def open(
+        cls, data: TextData, *, vocab_size: int, flags: Sequence[str] = ("--transformer.vocab-size",)
+    ) -> "TextSource":
         """Opens the datasets.
 
         Args:
           data: which, and how.
           vocab_size: of the model.
+          flags: that set it, for messages.
 
         Raises:
           DataError: one is absent.
@@ -51,7 +54,8 @@ class TextSource:
             if dataset.vocab_size > vocab_size:
                 raise UsageError(
                     f"{dataset.path}: its tokenizer has {dataset.vocab_size} tokens, the model's vocab_size is "
-                    f"{vocab_size}; use a smaller tokenizer, or --transformer.vocab-size {dataset.vocab_size}"
+                    f"{vocab_size}; use a smaller tokenizer, or "
+                    + " ".join(f"{flag} {dataset.vocab_size}" for flag in flags)
                 )
         held_out = opened[-1] if data.held_out else None
         return cls(training=opened[:-1] if held_out else opened, held_out=held_out, data=data)
