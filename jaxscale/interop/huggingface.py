@@ -63,10 +63,6 @@ class HuggingFaceFolder:
     table: Table
     tensors: Mapping[str, StoredTensor]
 
-    def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of our leaves, by path."""
-        return {place.ours: place.leaf_shape for place in self.table.places}
-
     def parts(self, leaf: str) -> Iterator[tuple[Index, Float32[np.ndarray, "..."]]]:
         """The parts of one of our leaves, each read when it is asked for: where it stands, and its values.
 
@@ -135,7 +131,7 @@ def import_model(path: str | Path) -> ModelFolder:
     """
     folder = open_folder(path)
     params = {}
-    for leaf, shape in folder.leaf_shapes().items():
+    for leaf, shape in folder.table.leaf_shapes().items():
         params[leaf] = np.empty(shape, np.float32)
         for index, values in folder.parts(leaf):
             params[leaf][index] = values
@@ -163,7 +159,7 @@ def convert(path: str | Path, out: str | Path) -> str:
     folder = open_folder(path)
 
     def write_params(directory: Path) -> None:
-        for leaf, shape in folder.leaf_shapes().items():
+        for leaf, shape in folder.table.leaf_shapes().items():
             num_stacked = len(next(place.index for place in folder.table.places if place.ours == leaf))
             # A part is one layer's, or one expert's: the grid never puts two into one chunk.
             grid = (1,) * num_stacked + chunk_shape(shape[num_stacked:], np.dtype(np.float32).itemsize)

@@ -9,7 +9,7 @@ _num_met: collections.Counter[str] = collections.Counter()
 
 
 def is_primary() -> bool:
-    """Whether this process makes the directories, and commits."""
+    """Whether this is the process that makes and commits directories, and writes what is no array."""
     primary: bool = ocp.multihost.is_primary_host(0)
     return primary
 

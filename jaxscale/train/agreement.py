@@ -84,6 +84,13 @@ def agreed_step(step: int | None) -> int | None:
     return None if told < 0 else told
 
 
-def is_primary() -> bool:
-    """Whether this is the process that writes the run folder."""
-    return jax.process_index() == 0
+def wait_for_all(what: str) -> None:
+    """Waits until every process is here.
+
+    Args:
+      what: names the place, the same for all.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils  # noqa: PLC0415 - starts the backend
+
+        multihost_utils.sync_global_devices(what)

@@ -21,7 +21,8 @@ from jaxscale.observe.metrics import METRICS_FILE, MetricsWriter, NoMetrics, rea
 from jaxscale.observe.phases import Phases
 from jaxscale.observe.profile import Profiler
 from jaxscale.store import disk
-from jaxscale.train.agreement import Agreement, agreed_step, is_primary
+from jaxscale.store.processes import is_primary
+from jaxscale.train.agreement import Agreement, wait_for_all
 from jaxscale.train.objective import SaysTokens
 from jaxscale.train.prefetch import Prefetcher
 from jaxscale.train.programs import StepPrograms
@@ -340,7 +341,7 @@ class HostLoop:
             if self._writes:
                 self._setup.objective.export(params, folder.model)
             self._write_end("finished", step=self._progress.step, state_hash=final, best=best)
-            agreed_step(self._progress.step)  # none leaves before the model is there
+            wait_for_all("the model is exported")
         return TrainResult(step=self._progress.step, state_hash=final, best=best, model=str(folder.model), trained=True)
 
 

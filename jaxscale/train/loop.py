@@ -16,8 +16,8 @@ from jaxscale.observe.metrics import MetricsWriter, NoMetrics
 from jaxscale.observe.phases import Phases
 from jaxscale.observe.profile import Profiler, ProfileWindow
 from jaxscale.store.checkpoints import Checkpoints
+from jaxscale.store.processes import is_primary
 from jaxscale.train import compile_cache
-from jaxscale.train.agreement import is_primary
 from jaxscale.train.host_loop import HostLoop, Instruments, nothing_to_save
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.objective import NeedsOneProcess, Objective

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import UsageError
@@ -74,7 +74,7 @@ class Placement:
         Raises:
           UsageError: as `put_batch`.
         """
-        rows = _local_rows(self.batch_shardings.values(), size)
+        rows = self._rows_of_this_process(size)
         batch = rows_of(rows)
         if rows == slice(0, size):
             return self.put_batch(batch)
@@ -91,6 +91,17 @@ class Placement:
             return jax.make_array_from_callback(whole[name].shape, self.batch_shardings[name], part)
 
         return {name: put(name, leaf) for name, leaf in batch.items()}
+
+    def _rows_of_this_process(self, size: int) -> slice:
+        """From the first to the last row that a device of this process holds, of batches of so many."""
+        bucket = next((bucket for bucket in sorted(self.buckets) if bucket[0][1][0] == size), ())
+        parts = [
+            (index or (slice(None),))[0].indices(size)
+            for name, shape, _ in bucket
+            for index in self.batch_shardings[name].addressable_devices_indices_map(shape).values()
+        ]
+        first = min((start for start, _, _ in parts), default=0)
+        return slice(first, max((stop for _, stop, _ in parts), default=size))
 
     def _check_shapes(self, batch: Mapping[str, Any]) -> None:
         if bucket_of(batch) not in self.buckets:
@@ -168,18 +179,6 @@ def _slices(
         batch_shardings=inside.shardings(mesh, microbatch_of(dict(largest), plan.mesh.slice)),
         gradient_shardings=inside.shardings(mesh, params),
     )
-
-
-def _local_rows(shardings: Iterable[NamedSharding], size: int) -> slice:
-    """From the first to the last row that a device of this process holds."""
-    parts = [
-        (index or (slice(None),))[0].indices(size)
-        for sharding in shardings
-        for index in NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
-        .addressable_devices_indices_map((size,))
-        .values()
-    ]
-    return slice(min(start for start, _, _ in parts), max(stop for _, stop, _ in parts))
 
 
 def _num_values(batch: BatchShapes) -> int:

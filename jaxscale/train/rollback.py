@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxscale.errors import DivergedError
 from jaxscale.store.failpoints import failpoint
-from jaxscale.train.agreement import agreed_step
+from jaxscale.train.agreement import agreed_step, wait_for_all
 from jaxscale.train.data_order import DataOrder
 from jaxscale.train.objective import SaysSamples
 from jaxscale.train.resume import Progress
@@ -143,7 +143,7 @@ def go_back(setup: Setup, spiked: SpikedStep, now: Progress, step: int | None) -
     for later in setup.checkpoints.steps():
         if step is None or later > step:
             setup.checkpoints.remove(later)
-    agreed_step(step)  # all go on once they are gone
+    wait_for_all("later checkpoints are gone")
     failpoint("rollback.removed")
     # What earlier rollbacks left out stays out, where this one goes back further than they did.
     saved = dataclasses.replace(saved, order=saved.order.without(now.order.skipped))

@@ -13,8 +13,7 @@ import pytest
 
 from jaxscale.observe.metrics import read_metrics
 from jaxscale.train.events import read_events
-from launch.cli import main
-from tests.shared_data import shared_path
+from tests.launch.token_folders import tokens_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "tests/launch/language_recipes.py:recorded_palm"
@@ -32,13 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(18
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    folder, text = tmp_path_factory.mktemp("tokens"), shared_path("lm/python-doc")
-    tokenizer = folder / "tokenizer.json"
-    words = ["data", "train-tokenizer", "--input", str(text), "--vocab-size", "4096", "--out", str(tokenizer)]
-    assert main(words) == 0
-    words = ["data", "tokenize", "--input", str(text), "--tokenizer", str(tokenizer), "--pack-lengths", "128"]
-    assert main([*words, "--out", str(folder / "tokens")]) == 0
-    return folder / "tokens"
+    return tokens_of("python-doc", tmp_path_factory.mktemp("tokens"))
 
 
 def train(out, tokens, parts, *flags):

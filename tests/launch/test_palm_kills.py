@@ -5,9 +5,8 @@ import random
 import pytest
 
 from jaxscale.train.events import read_events
-from launch.cli import main
 from tests.launch.test_train import Training, kill_at_a_random_time, rows
-from tests.shared_data import shared_path
+from tests.launch.token_folders import tokens_of
 
 MESH = ("--mesh", "fsdp=4,tensor=2")
 NUM_KILLS = 20
@@ -17,14 +16,7 @@ LONGEST_S = 14.0
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    """Real text in tokens of a vocabulary that fits the recipe's."""
-    folder, text = tmp_path_factory.mktemp("tokens"), shared_path("lm/tech-proposals")
-    tokenizer = folder / "tokenizer.json"
-    train = ["data", "train-tokenizer", "--input", str(text), "--vocab-size", "4096", "--out", str(tokenizer)]
-    assert main(train) == 0
-    tokenize = ["data", "tokenize", "--input", str(text), "--tokenizer", str(tokenizer), "--pack-lengths", "128"]
-    assert main([*tokenize, "--out", str(folder / "tokens")]) == 0
-    return folder / "tokens"
+    return tokens_of("tech-proposals", tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.mark.slow

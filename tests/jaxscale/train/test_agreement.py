@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxscale.train import agreement
-from jaxscale.train.agreement import Agreement, agreed_step, is_primary
+from jaxscale.train.agreement import Agreement, agreed_step, wait_for_all
 
 MAX_AHEAD = 2
 
@@ -87,5 +87,5 @@ def test_a_process_by_itself_does_it_at_once():
     alone.propose("stop")
     assert alone.due("stop")
     assert not alone.due("stop")
-    assert is_primary()
+    wait_for_all("by itself")
     assert [agreed_step(step) for step in (None, 7)] == [None, 7]
