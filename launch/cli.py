@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxscale import host_memory
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from launch.processes import is_first_process
 
@@ -61,6 +62,9 @@ RECIPE_VERBS = frozenset({"train", "explain", "plan", "tune"})
 # Verbs that read what the compiler warns of; the others show its errors only.
 _LISTENING_VERBS = frozenset({"train"})
 _WARNINGS, _ERRORS = "1", "2"
+
+# Verbs whose steps take and free the same memory again and again.
+_TRAINING_VERBS = frozenset({"train", "replay"})
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
 _ENCODING_VERBS = frozenset({"embed", "demo"})
@@ -244,6 +248,8 @@ def _prepare_process(verb: str, flags: GlobalFlags) -> None:
             os.environ["XLA_FLAGS"] = f"{flags_before} --xla_cpu_multi_thread_eigen=false".strip()
     if flags.num_devices is not None:
         importlib.import_module("jaxscale.emulation").emulate_cpu_devices(flags.num_devices)
+    if verb in _TRAINING_VERBS and "jax" not in sys.modules and host_memory.computes_on_cpu():
+        host_memory.keep_freed_memory()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
