@@ -19,7 +19,8 @@ class Coordination:
     @classmethod
     def of_this_job(cls) -> Self | None:
         """The store of the job that this process is one of; None where it is the only one."""
-        return cls(distributed.global_state.client) if jax.process_count() > 1 else None
+        state = distributed.global_state  # `jax.process_count` would start the backend, and wait for all processes
+        return cls(state.client) if state.client is not None and state.num_processes > 1 else None
 
     def put(self, key: str, value: str) -> None:
         """Writes a value, over one that is there."""

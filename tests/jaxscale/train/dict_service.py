@@ -20,7 +20,7 @@ class Service:
         return self.values[key]
 
     def key_value_dir_get(self, folder):
-        return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+        return [(key, value) for key, value in list(self.values.items()) if key.startswith(folder)]
 
     def key_value_delete(self, folder):
         for key, _ in self.key_value_dir_get(folder):

@@ -2,7 +2,6 @@
 
 import random
 
-import jax
 import pytest
 
 from jaxscale.train import coordination
@@ -17,7 +16,7 @@ def processes(monkeypatch):
     """Makes so many processes of one job."""
 
     def make(num):
-        monkeypatch.setattr(jax, "process_count", lambda: num)
+        monkeypatch.setattr(coordination.distributed.global_state, "num_processes", num)
         monkeypatch.setattr(coordination.distributed.global_state, "client", Service())
         return [Agreement(MAX_AHEAD) for _ in range(num)]
 
