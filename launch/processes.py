@@ -3,7 +3,7 @@
 `jaxscale launch local` sets them. On a pod, whatever starts the processes sets JAXSCALE_COORDINATOR (`host:port` of the
 first), JAXSCALE_NUM_PROCESSES and JAXSCALE_PROCESS_ID. JAXSCALE_HEARTBEATS, a folder, is for a supervisor that watches
 the processes from outside; without it they watch each other, see `launch.peers`, with a beat every JAXSCALE_HEARTBEAT_S
-seconds (0: they do not) and the patience of JAXSCALE_STALL_S.
+seconds (0: they do not) and the patience of JAXSCALE_STALL_S (0: for ever).
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Place:
       process_id: which one this is, from 0.
       heartbeats: the folder for their signs of life, which a supervisor reads; None where they watch each other.
       heartbeat_s: between two of them; 0 where nobody watches.
-      stall_s: without a step of any process, after which those that watch each other count one as stuck.
+      stall_s: without a step of any process, after which those that watch each other count one as stuck; 0: never.
     """
 
     coordinator: str
@@ -151,7 +151,7 @@ def _watched_by_peers(place: Place, stack: contextlib.ExitStack) -> Heartbeat | 
             rank=place.process_id,
             num_processes=place.num_processes,
             heartbeat_s=place.heartbeat_s,
-            stall_s=place.stall_s,
+            stall_s=place.stall_s or math.inf,
         )
     )
     return stack.enter_context(

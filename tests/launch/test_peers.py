@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,6 @@ from jaxscale.train.events import read_events
 from launch.peers import Peers
 from launch.processes import Place
 from launch.restarts import LOST_PEER, is_restartable
-from launch.verbs.launch_local import _free_port
 from tests.jaxscale.train.dict_service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +135,10 @@ class Pod:
     """`jaxscale train` processes, each told its place in its environment, and nothing that watches them."""
 
     def __init__(self, out, num):
-        self.out, self.num, coordinator = out, num, f"127.0.0.1:{_free_port()}"
+        self.out, self.num = out, num
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
         self.logs = [out.parent / f"{time.monotonic_ns()}.{rank}.log" for rank in range(num)]
         self.processes = [self.start(rank, coordinator) for rank in range(num)]
 
