@@ -8,6 +8,7 @@ by themselves. So each process asks the service a few times a beat, however many
 import contextlib
 import dataclasses
 import faulthandler
+import itertools
 import os
 import sys
 import threading
@@ -24,7 +25,7 @@ from jaxscale.observe.watchdog import Patience, Watchdog
 from jaxscale.train.coordination import Coordination
 from launch.restarts import LOST_PEER
 
-_BEATS, _VERDICT = "jaxscale/beats", "jaxscale/verdict"
+_BEATS, _VERDICT, _READ_BY = "jaxscale/beats", "jaxscale/verdict", "jaxscale/verdict_read_by"
 _FIRST = 0
 # Of a beat: between two exchanges with the service, and two looks at what they brought.
 _EXCHANGE, _LOOK = 0.5, 0.25
@@ -96,13 +97,16 @@ class Peers:
 
     def _exchange(self) -> None:
         """Until closed, and once more, so that the last beat says that this process is done."""
-        is_last = False
-        while not is_last:
+        for number in itertools.count():
             is_last = self._closed.wait(_EXCHANGE * self._heartbeat_s)
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone: the first one's beats stop
                 if self._own is not None:
-                    self._job.put(f"{_BEATS}/{self._rank}", to_text(self._own))
+                    # An exchange is a sign of life itself: the delays of two threads would add up.
+                    beat = dataclasses.replace(self._own, number=number)
+                    self._job.put(f"{_BEATS}/{self._rank}", to_text(beat))
                 self._read()
+            if is_last:
+                return
 
     def _read(self) -> None:
         if self._rank == _FIRST:
@@ -119,12 +123,12 @@ class Peers:
             for finding in findings:
                 if not finding.fatal:
                     self._say(f"{finding.kind}: {finding.text}")
-            found = [f"{finding.kind}: {finding.text}" for finding in findings if finding.fatal]
-            verdict = self._verdict or "\n".join(found)
+            lost = [finding for finding in findings if finding.fatal]
+            verdict = self._verdict or "\n".join(f"{finding.kind}: {finding.text}" for finding in lost)
             if verdict:
-                return self._end(verdict)
+                return self._end(verdict, {finding.rank for finding in lost})
 
-    def _end(self, verdict: str) -> None:
+    def _end(self, verdict: str, lost: set[int]) -> None:
         """Says who can't go on, shows where this process stands, and ends it, the first one after all others."""
         if self._rank == _FIRST:
             self._job.put(_VERDICT, verdict)
@@ -132,9 +136,19 @@ class Peers:
             self._say(line)
         self._say(f"the stacks of process {self._rank}, which can't go on and ends with code {LOST_PEER}:")
         faulthandler.dump_traceback(file=self._log, all_threads=True)
-        if self._rank == _FIRST:
-            time.sleep(4 * _EXCHANGE * self._heartbeat_s)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            if self._rank == _FIRST:
+                self._wait_for_readers(lost)
+            elif self._verdict:
+                self._job.put(f"{_READ_BY}/{self._rank}", "")
         self._end_process(LOST_PEER)
+
+    def _wait_for_readers(self, lost: set[int]) -> None:
+        """Until all others have read the verdict: jax aborts them without the service, which ends with this process."""
+        others = self._beats.keys() - lost - {_FIRST}
+        deadline = time.monotonic() + self._patience.silence_s
+        while time.monotonic() < deadline and others - {int(rank) for rank in self._job.below(_READ_BY)}:
+            time.sleep(_LOOK * self._heartbeat_s)
 
     def _say(self, text: str) -> None:
         self._log.write(f"[watchdog] {text}\n")
