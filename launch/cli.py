@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "launch local": ("launch_local", "a verb by several processes on this machine, restarted when one is lost"),
     "report": ("report", "a training run on one page: loss, throughput, where the time went, memory"),
     "replay": ("replay", "one step of a run once more, and again: the same bits as then, or which differ"),
-    "generate": ("generate", "prompts -> what a trained decoder writes after them"),
+    "generate": ("generate", "prompts -> what a trained decoder or encoder-decoder writes after them"),
     "import hf": ("import_hf", "a Hugging Face folder -> a model folder"),
     "export hf": ("export_hf", "a model folder -> a folder that transformers loads"),
     "embed": ("embed", "a corpus -> committed vectors"),

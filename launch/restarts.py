@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+# A process ended itself because it can't go on without another one, which it has named. Above all signals' codes.
+LOST_PEER = 200
 _DONE, _BUG, _PREEMPTED, _INTERRUPTED = 0, 1, 42, 130
 # Codes with a message for the user: starting again meets the same thing again.
 _REFUSALS = frozenset(range(2, 8))

@@ -75,6 +75,7 @@ def run_report(
                 marks=tuple(_marks(events)),
             ),
             sections.LossCurve(title="How fast", curves=(sections.Curve.of(logged, speed, unit),), y_label=unit),
+            *_processes(logged),
             _goodput(events, spent),
             *(
                 sections.LossCurve(title=title, curves=(sections.Curve.of(logged, metric),), y_label=metric)
@@ -169,6 +170,24 @@ def _goodput(events: Sequence[Row], spent: Counter[str]) -> sections.Section:
     if num_killed:
         text += f" {num_killed} of them were killed and told nothing."
     return sections.Timings(title=title, phases_s=tuple(spent.most_common()), text=text)
+
+
+def _processes(logged: Sequence[Row]) -> list[sections.LossCurve]:
+    """How far several processes were apart, where there were several."""
+    slowest = Counter(row["slowest_process"] for row in logged if "slowest_process" in row)
+    if not slowest:
+        return []
+    ((rank, num_rows),) = slowest.most_common(1)
+    text = (
+        "In a step all processes wait for the last to come. Apart is how much longer the slowest takes for its own "
+        f"part, its data above all, than the quickest; process {rank} was the slowest in {num_rows} of "
+        f"{slowest.total()} rows."
+    )
+    curves = (
+        sections.Curve.of(logged, "step_time_s", "a step"),
+        sections.Curve.of(logged, "step_time_spread_s", "apart"),
+    )
+    return [sections.LossCurve(title="How far the processes were apart", curves=curves, text=text, y_label="seconds")]
 
 
 def _memory(logged: Sequence[Row]) -> list[sections.LossCurve]:

@@ -109,6 +109,8 @@ def open_folder(path: str | Path) -> HuggingFaceFolder:
     tensors = _checked(table, {table.canonical(name): tensor for name, tensor in stored.items()})
     tokenizer = _tokenizer(path)
     check_vocabulary(config, tokenizer)
+    if isinstance(config, EncoderDecoderConfig):
+        file.refuse_unless("decoder_start_token_id", int, tokenizer.pad_id)  # with which our targets begin
     card = ModelCard(
         config=config,
         tokenizer=tokenizer,
@@ -241,6 +243,8 @@ def _write_texts(folder: Path, card: ModelCard, family: Family[Any], dtype: Dtyp
         "eos_token_id": end,
         "pad_token_id": tokenizer.pad_id,
     }
+    if isinstance(card.config, EncoderDecoderConfig):
+        values["decoder_start_token_id"] = tokenizer.pad_id
     named = {"eos_token": end, "pad_token": tokenizer.pad_id}
     texts = {
         CONFIG_FILE: values,

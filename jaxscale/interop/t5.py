@@ -143,7 +143,6 @@ def _write(config: EncoderDecoderConfig, _model_type: str | None) -> dict[str, A
         "relative_attention_max_distance": MAX_DISTANCE,
         "tie_word_embeddings": decoder.tied_output,
         "scale_decoder_outputs": decoder.scaled_logits,
-        "decoder_start_token_id": 0,
     }
 
 

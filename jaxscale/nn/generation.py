@@ -1,4 +1,4 @@
-"""Text from a decoder, token by token: a batch of prompts of any lengths, each token read once."""
+"""Text from a decoder, token by token: a batch of prompts or sources of any lengths, each token read once."""
 
 import dataclasses
 import functools
@@ -124,7 +124,7 @@ def generate_targets(
     """
     _check_tokens(config.encoder, sources, 0, "source")
     starts = [[start_id]] * len(sources)
-    _check(config.decoder, starts, max_new_tokens)
+    _check(config.decoder, starts, max_new_tokens, "target")
     if not sources:
         return []
     tokens, lengths = _filled_up(sources)
@@ -274,12 +274,14 @@ def _continuation(
     )
 
 
-def _check(config: TransformerConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check(
+    config: TransformerConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int, what: str = "prompt"
+) -> None:
     if config.kind != "decoder":
         raise UsageError(f"kind={config.kind!r} does not make text; a decoder does")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    _check_tokens(config, prompts, max_new_tokens, "prompt")
+    _check_tokens(config, prompts, max_new_tokens, what)
 
 
 def _check_tokens(config: TransformerConfig, rows: Sequence[Sequence[int]], num_new: int, what: str) -> None:

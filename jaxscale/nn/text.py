@@ -1,15 +1,19 @@
-"""Text in, text out: a model folder continues prompts through its own tokenizer."""
+"""Text in, text out: a model folder continues prompts, or answers sources, through its own tokenizer."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxscale.data.sentinels import encode_around, sentinel_names
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import UsageError
-from jaxscale.nn.generation import Continuation, generate
+from jaxscale.nn.config import EncoderDecoderConfig
+from jaxscale.nn.generation import Continuation, generate, generate_targets
 from jaxscale.nn.model_folder import ModelFolder
 from jaxscale.nn.sampling import Sampling
 
@@ -23,7 +27,7 @@ class TextContinuation:
 
     Attributes:
       prompt: what it was given.
-      text: what follows.
+      text: what follows; of an encoder-decoder, what it wrote having read the prompt.
       continuation: the same as tokens, with how it ended.
     """
 
@@ -41,25 +45,35 @@ def generate_text(
     stop: Sequence[str] = (),
     compute_dtype: DTypeLike = jnp.float32,
 ) -> list[TextContinuation]:
-    """Continues texts; see `jaxscale.nn.generation.generate`.
+    """Continues texts, or writes what follows from them; see `generate` and `generate_targets`.
 
     Args:
-      model: a decoder with its tokenizer.
-      prompts: texts. Tokens that the tokenizer puts before a text are put there, and none behind it. An empty one
-        begins with the token that ends texts, where there is one: what follows it in training is a new text.
+      model: a decoder or an encoder-decoder, with its tokenizer.
+      prompts: texts. For a decoder, tokens that the tokenizer puts before a text are put there, and none behind it; an
+        empty one begins with the token that ends texts, where there is one: what follows it in training is a new text.
+        For an encoder-decoder they are the sources: each has the token that ends texts behind it, as in training, and
+        `<extra_id_0>`, `<extra_id_1>`... may stand in it for what is to be filled in.
       max_new_tokens: of each continuation, at most.
       sampling: how tokens are chosen; None: always the one with the highest score.
       stop: tokens, by their names in the vocabulary, that end a continuation; empty: the token that ends texts.
       compute_dtype: of matrix products.
 
     Raises:
-      UsageError: the model is no decoder, a prompt leaves no room, or a stop token is not in the vocabulary.
+      UsageError: the model is an encoder, a prompt leaves no room or is empty where it is a source, or a stop token is
+        not in the vocabulary.
     """
-    tokenizer = model.tokenizer
+    tokenizer, config = model.tokenizer, model.config
     stop_ids = _stop_ids(tokenizer, stop)
-    tokens = [_prompt_ids(tokenizer, prompt, model.transformer.max_positions) for prompt in prompts]
-    made = generate(
-        model.transformer,
+    write: Callable[..., list[Continuation]]
+    if isinstance(config, EncoderDecoderConfig):
+        sentinels = sentinel_names(tokenizer, config.decoder.vocab_size)
+        tokens = [_source_ids(tokenizer, prompt, sentinels, config.encoder.max_positions) for prompt in prompts]
+        write = functools.partial(generate_targets, config, start_id=tokenizer.pad_id)
+    else:
+        sentinels = {}
+        tokens = [_prompt_ids(tokenizer, prompt, config.max_positions) for prompt in prompts]
+        write = functools.partial(generate, config)
+    made = write(
         jax.tree.map(jnp.asarray, model.params),
         tokens,
         max_new_tokens=max_new_tokens,
@@ -67,9 +81,13 @@ def generate_text(
         stop_ids=stop_ids,
         compute_dtype=compute_dtype,
     )
+    if isinstance(config, EncoderDecoderConfig):
+        texts = [_target_text(tokenizer, sentinels, one.tokens) for one in made]
+    else:
+        texts = [_text_behind(tokenizer, ids, one) for ids, one in zip(tokens, made, strict=True)]
     return [
-        TextContinuation(prompt=prompt, text=_text_behind(tokenizer, ids, continuation), continuation=continuation)
-        for prompt, ids, continuation in zip(prompts, tokens, made, strict=True)
+        TextContinuation(prompt=prompt, text=text, continuation=continuation)
+        for prompt, text, continuation in zip(prompts, texts, made, strict=True)
     ]
 
 
@@ -98,6 +116,22 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str, max_positions: int) -> list[i
     closing = len(tokenizer.closing_ids)
     ids = tokenizer.encode_batch([prompt], max_positions + 1 + closing).ids[0]
     return [int(token) for token in ids[: len(ids) - closing]]
+
+
+def _source_ids(tokenizer: Tokenizer, prompt: str, sentinels: Mapping[int, str], max_positions: int) -> list[int]:
+    if not prompt:
+        raise UsageError("a prompt is empty; an encoder-decoder writes what follows from a text: give it one")
+    # As above; the token that ends texts is behind every source in training, whatever the tokenizer does.
+    ids = encode_around(tokenizer, prompt, sentinels, max_positions + 1)
+    end = end_of_text_id(tokenizer)
+    closing = tokenizer.closing_ids or ([] if end is None else [end])
+    return [*tokenizer.opening_ids, *ids, *closing]
+
+
+def _target_text(tokenizer: Tokenizer, sentinels: Mapping[int, str], tokens: Sequence[int]) -> str:
+    """The text of a target, with the names of sentinels, which `decode` would leave out."""
+    runs = [(named, list(run)) for named, run in itertools.groupby(tokens, sentinels.__contains__)]
+    return "".join("".join(map(sentinels.__getitem__, run)) if named else tokenizer.decode(run) for named, run in runs)
 
 
 def _text_behind(tokenizer: Tokenizer, prompt: list[int], continuation: Continuation) -> str:

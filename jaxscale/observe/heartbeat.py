@@ -1,10 +1,11 @@
-"""A process's sign of life: a small file that it writes every second and between steps, for a watchdog to read."""
+"""A process's sign of life, given every second and between steps for a watchdog to read: a small file, or a text."""
 
 import dataclasses
 import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,7 @@ class Beat:
       step: steps that it has dispatched.
       phase: what it does, or `DONE`.
       data_s: seconds that it has waited for its own batches so far.
+      host: the name of its host; empty where all are on one.
     """
 
     rank: int
@@ -37,19 +39,21 @@ class Beat:
     step: int
     phase: str
     data_s: float
+    host: str = ""
 
 
 class Heartbeat:
-    """Writes the beats of this process from its construction to `close`.
+    """Gives the beats of this process from its construction to `close`.
 
     Args:
-      folder: where the beats of all processes of a job go.
+      send: gives one to whoever watches, as `write_beat` does.
       rank: of this process.
       interval_s: between two beats.
+      host: see `Beat`.
     """
 
-    def __init__(self, folder: Path, rank: int, interval_s: float = 1.0) -> None:
-        self._path, self._rank, self._interval_s = folder / f"{rank}.json", rank, interval_s
+    def __init__(self, send: Callable[[Beat], None], rank: int, interval_s: float = 1.0, host: str = "") -> None:
+        self._send, self._rank, self._interval_s, self._host = send, rank, interval_s, host
         self._number, self._step, self._data_s = 0, 0, 0.0
         self._phase: Phase = "init"
         self._phase_began = time.monotonic()
@@ -96,23 +100,45 @@ class Heartbeat:
     def _beat(self, phase: str | None = None) -> None:
         with self._lock:
             beat = Beat(
-                rank=self._rank, number=self._number, step=self._step, phase=phase or self._phase, data_s=self._data_s
+                rank=self._rank,
+                number=self._number,
+                step=self._step,
+                phase=phase or self._phase,
+                data_s=self._data_s,
+                host=self._host,
             )
             self._number += 1
-            draft = self._path.with_suffix(".tmp")
-            draft.write_text(json.dumps(typed_json.encode(beat)))
-            os.replace(draft, self._path)
+            self._send(beat)
             self._last = time.monotonic()
+
+
+def to_text(beat: Beat) -> str:
+    """One line of JSON."""
+    return json.dumps(typed_json.encode(beat))
+
+
+def from_text(text: str, where: str) -> Beat:
+    """What `to_text` wrote.
+
+    Raises:
+      DataError: it did not.
+    """
+    try:
+        values: Any = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where} is no heartbeat: {error}") from None
+    return typed_json.decode(Beat, values, where)
+
+
+def write_beat(folder: Path, beat: Beat) -> None:
+    """Writes a beat in the place of the process's last one, as a whole."""
+    path = folder / f"{beat.rank}.json"
+    draft = path.with_suffix(".tmp")
+    draft.write_text(to_text(beat))
+    os.replace(draft, path)
 
 
 def read_beats(folder: Path) -> dict[int, Beat]:
     """The last beat of every process that has given one, by rank."""
-    beats = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            values: Any = json.loads(path.read_text())
-        except ValueError as error:
-            raise DataError(f"{path} is no heartbeat: {error}") from None
-        beat = typed_json.decode(Beat, values, str(path))
-        beats[beat.rank] = beat
-    return beats
+    beats = [from_text(path.read_text(), str(path)) for path in sorted(folder.glob("*.json"))]
+    return {beat.rank: beat for beat in beats}

@@ -150,5 +150,6 @@ class Watchdog:
 
 
 def _finding(kind: Literal["silent", "stuck", "slow"], beat: Beat, what: str) -> Finding:
-    text = f"{what} (step {beat.step}, phase {beat.phase})"
+    host = f"host {beat.host}, " if beat.host else ""
+    text = f"{what} ({host}step {beat.step}, phase {beat.phase})"
     return Finding(kind=kind, rank=beat.rank, step=beat.step, phase=beat.phase, text=text)

@@ -1,9 +1,8 @@
 """What the processes of one run decide alike, although only one of them was asked: to stop, to save by the clock."""
 
-from typing import Any
-
 import jax
-from jax._src import distributed  # the coordination service has no public door; Orbax goes in by this one too
+
+from jaxscale.train.coordination import Coordination
 
 
 class Agreement:
@@ -17,10 +16,10 @@ class Agreement:
     """
 
     def __init__(self, max_ahead: int) -> None:
-        self._client: Any = distributed.global_state.client if jax.process_count() > 1 else None
+        self._job = Coordination.of_this_job()
         # At the boundary `max_ahead + 2` from here, the last step whose results were waited for is one that the
         # proposing process dispatched after it had proposed.
-        self._delay = max_ahead + 2 if self._client is not None else 0
+        self._delay = max_ahead + 2 if self._job is not None else 0
         self._boundary = 0
         # By what is proposed: how often it was done, and the boundary it is agreed for where that is known.
         self._rounds: dict[str, int] = {}
@@ -38,37 +37,25 @@ class Agreement:
             return
         self._proposed.add(key)
         boundary = self._boundary + self._delay
-        if self._client is None:
+        if self._job is None:
             self._agreed[what] = boundary
-        elif self._read(what) is None:
-            try:
-                self._client.key_value_set(self._key(what), str(boundary))
-            except Exception:  # another process was first: its boundary holds
-                if self._read(what) is None:
-                    raise
+        else:
+            self._job.put_first(self._key(what), str(boundary))
 
     def due(self, what: str) -> bool:
         """Whether all processes do `what` at this boundary; true once for each proposal.
 
         Where no process asked at the boundary that was agreed on, it is true at the first one at which they ask.
         """
-        if what not in self._agreed and self._client is not None:
-            found = self._read(what)
+        if what not in self._agreed and self._job is not None:
+            found = self._job.get(self._key(what))
             if found is not None:
-                self._agreed[what] = found
+                self._agreed[what] = int(found)
         if what not in self._agreed or self._boundary < self._agreed[what]:
             return False
         del self._agreed[what]
         self._rounds[what] = self._rounds.get(what, 0) + 1
         return True
-
-    def _read(self, what: str) -> int | None:
-        try:
-            return int(self._client.key_value_try_get(self._key(what)))
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                return None
-            raise
 
     def _key(self, what: str) -> str:
         return f"jaxscale/agreement/{what}/{self._rounds.get(what, 0)}"

@@ -75,7 +75,7 @@ class HostLoop:
         # Of a step on the batches compiled for last.
         self._flops: StepFlops | None = None
         self._last_save = time.monotonic()
-        self._speed.mark(progress.step)
+        self._speed.begin(progress.step)
         self._programs = StepPrograms(
             make_step(setup.placement.loss, setup.identity, setup.placement.slices),
             state_shardings=setup.placement.state_shardings,
@@ -140,6 +140,8 @@ class HostLoop:
             if self._is_alone and self._stop.requested:
                 return
         self._logical_state = None
+        if self._is_logged(self._progress.step + 1):
+            self._speed.before_logged(self._progress.step + 1)
         with self._phases.enter("step"):
             self._state, metrics = self._programs.run(self._state, batch)
         self._progress = dataclasses.replace(
@@ -303,6 +305,9 @@ class HostLoop:
                 arrived = jax.device_get(metrics)
             self._take_metrics(step, number, {name: value.item() for name, value in arrived.items()})
 
+    def _is_logged(self, step: int) -> bool:
+        return step == 1 or step % self._setup.operation.log_every_steps == 0
+
     def _take_metrics(self, step: int, number: int, values: dict[str, Any]) -> None:
         in_a_row, limit = values["num_skipped_in_a_row"], self._setup.identity.max_skipped_in_a_row
         if in_a_row:
@@ -324,8 +329,8 @@ class HostLoop:
             num_tokens=tokens.get("tokens", 0),
             flops=self._flops,
         )
-        if step == 1 or step % self._setup.operation.log_every_steps == 0:
-            self._writer.write(step, {"loss": values["loss"], **values, **tokens, **self._speed.row(self._flops)})
+        if self._is_logged(step):
+            self._writer.write(step, {"loss": values["loss"], **values, **tokens, **self._speed.row(step, self._flops)})
         else:
             self._writer.advance(step)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Key
 
 from jaxscale import typed_json
+from jaxscale.data.sentinels import sentinel_names
 from jaxscale.data.span_corruption import CutSpans, SpanCorruption
 from jaxscale.data.text_data import TextData
 from jaxscale.data.tokenizer import Tokenizer
@@ -177,16 +178,13 @@ class SequenceToSequenceJob:
         return self.spans.row_length(source_length=self.source_length)
 
     def _corruption(self, tokenizer: Tokenizer) -> CutSpans:
-        """Spans cut out with the tokenizer's own sentinels, else with the last ids of the model, which no text has."""
+        """Spans cut out with the sentinels of `jaxscale.data.sentinels`."""
         end = end_of_text_id(tokenizer)
         if end is None:
             raise UsageError("the datasets' tokenizer has no token that ends a text; use one that has, such as </s>")
         num_spans = self.spans.num_spans(self._row_length)
-        named = [tokenizer.token_id(f"<extra_id_{k}>") for k in range(num_spans)]
-        sentinels = [id for id in named if id is not None]
         vocab_size = self.transformer.decoder.vocab_size
-        if len(sentinels) < num_spans:
-            sentinels = list(range(vocab_size - 1, tokenizer.vocab_size - 1, -1))[:num_spans]
+        sentinels = list(sentinel_names(tokenizer, vocab_size))[:num_spans]
         if len(sentinels) < num_spans:
             raise UsageError(
                 f"a row of {self._row_length} tokens is cut in {num_spans} spans, each with a token of its own, and "

@@ -1,4 +1,4 @@
-"""What a row of metrics says of speed: time per step, throughput, MFU, and what the loop waited for."""
+"""What a row of metrics says of speed: time per step, throughput, MFU, what was waited for, and which process for."""
 
 import dataclasses
 
@@ -7,6 +7,8 @@ import jax
 from jaxscale.observe import host
 from jaxscale.observe.goodput import Goodput, Ledger
 from jaxscale.observe.phases import Phases
+from jaxscale.train.coordination import Coordination
+from jaxscale.train.process_spread import ProcessSpread
 from jaxscale.train.step_flops import StepFlops
 
 # The values of a row that two equal runs do not share.
@@ -20,6 +22,8 @@ MEASURED = frozenset(
         "hfu",
         "data_wait_s",
         "checkpoint_blocked_s",
+        "step_time_spread_s",
+        "slowest_process",
         "peak_device_memory_bytes",
         "peak_host_memory_bytes",
     }
@@ -53,6 +57,14 @@ class Speedometer:
         self._since = _Since(goodput=self.goodput())
         # Of steps that no rollback has thrown away: seconds in steps when a checkpoint's state was there, by its step.
         self._step_s_at: dict[int, float] = {}
+        self._spread = ProcessSpread(
+            phases, Coordination.of_this_job(), rank=jax.process_index(), num_processes=jax.process_count()
+        )
+
+    def begin(self, step: int) -> None:
+        """Counts from the state of `step`, which the run has or goes on from."""
+        self.mark(step)
+        self._spread.begin(step)
 
     def goodput(self) -> Goodput:
         """Where this process's time went so far."""
@@ -68,6 +80,11 @@ class Speedometer:
         self._step_s_at = {known: step_s for known, step_s in self._step_s_at.items() if known <= step}
         self._ledger.waste(max(self._ledger.step_s - kept_s, 0.0))
         self._since = _Since(goodput=self.goodput())
+        self._spread.begin(step)
+
+    def before_logged(self, step: int) -> None:
+        """Tells how long this process took, just before it dispatches `step`, which has a row."""
+        self._spread.tell(step)
 
     def count(self, *, num_examples: int, num_tokens: int, flops: StepFlops | None) -> None:
         """Counts one step whose metrics have arrived."""
@@ -78,14 +95,16 @@ class Speedometer:
         since.model_flops += flops.model if flops else 0
         since.hardware_flops += flops.hardware if flops else 0
 
-    def row(self, flops: StepFlops | None) -> dict[str, float]:
+    def row(self, step: int, flops: StepFlops | None) -> dict[str, float]:
         """The measured values of a row, of the steps since the last one; and begins the next.
 
         `step_time_s` is the mean time per step, waiting for data included; compiling, evaluating, saving and restoring
         are left out. `mfu` and `hfu` are `StepFlops.model` and `hardware` over that time, the devices and their peak;
-        where no peak is published, `model_flops_per_s_per_device` alone says what was reached.
+        where no peak is published, `model_flops_per_s_per_device` alone says what was reached. How far
+        several processes are apart is defined in `process_spread`.
 
         Args:
+          step: the row's.
           flops: of a step; None where nobody has counted.
         """
         since, now = self._since, self.goodput()
@@ -105,7 +124,7 @@ class Speedometer:
         if flops is not None and flops.peak_per_s_per_device is not None:
             row["mfu"] = since.model_flops * per_device / flops.peak_per_s_per_device
             row["hfu"] = since.hardware_flops * per_device / flops.peak_per_s_per_device
-        return {name: float(f"{value:.5g}") for name, value in row.items()} | _peak_memory()
+        return {name: float(f"{value:.5g}") for name, value in row.items()} | self._spread.row(step) | _peak_memory()
 
 
 def _peak_memory() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`jaxscale generate`: a trained decoder continues prompts."""
+"""`jaxscale generate`: a trained decoder continues prompts, an encoder-decoder answers them."""
 
 import dataclasses
 from pathlib import Path
@@ -14,17 +14,21 @@ from launch.model_argument import model_folder_at
 class Command:
     """Continues prompts with a model folder, or with the model that a training run exported.
 
+    An encoder-decoder (T5) reads each prompt as its source and writes a text of its own; a source may hold
+    <extra_id_0>, <extra_id_1>... for spans to be filled in.
+
     Without --temperature the token with the highest score is taken; with it tokens are drawn, the same ones for one
     --seed. Prompts of any lengths are continued together.
 
     Example: jaxscale generate --model runs/small --prompt "The sea was"
     Example: jaxscale generate --model runs/small --prompt "The sea was" "In Python," --temperature 0.8 --top-p 0.95
+    Example: jaxscale generate --model runs/t5 --prompt "The <extra_id_0> was calm that <extra_id_1>."
     """
 
     model: Path
     """A model folder or a run folder."""
     prompt: tuple[str, ...] = ()
-    """What to continue."""
+    """What to continue, or to read."""
     prompts: Path | None = None
     """More of them: a text file with one prompt a line."""
     max_new_tokens: int = 64
@@ -45,8 +49,9 @@ class Command:
     """How much of the model is compared with its manifest: every byte, or names and sizes."""
 
     def run(self) -> dict[str, Any]:
-        """Prints every prompt with what follows it, and returns both."""
+        """Prints every prompt with what follows it (an encoder-decoder's text alone), and returns both."""
         from jaxscale import typed_json
+        from jaxscale.nn.config import EncoderDecoderConfig
         from jaxscale.nn.model_folder import load_model
         from jaxscale.nn.sampling import Sampling
         from jaxscale.nn.text import generate_text
@@ -55,15 +60,17 @@ class Command:
         prompts = [*self.prompt, *self._lines()]
         if not prompts:
             raise UsageError("there is no prompt; give --prompt TEXT, or --prompts FILE with one a line")
+        model = load_model(model_folder_at(self.model), self.check)
         made = generate_text(
-            load_model(model_folder_at(self.model), self.check),
+            model,
             prompts,
             max_new_tokens=self.max_new_tokens,
             sampling=sampling,
             stop=self.stop,
             compute_dtype=self.compute_dtype,
         )
-        print("\n\n".join(f"{one.prompt}{one.text}" for one in made))
+        continues = not isinstance(model.config, EncoderDecoderConfig)
+        print("\n\n".join(f"{one.prompt if continues else ''}{one.text}" for one in made))
         return {"model": str(self.model), "continuations": [typed_json.encode(one) for one in made]}
 
     def _lines(self) -> list[str]:

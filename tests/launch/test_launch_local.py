@@ -93,6 +93,10 @@ def rows(out):
     return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(out)]
 
 
+def logged(out):
+    return [row for row in read_metrics(out) if "loss" in row]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing happened to."""
@@ -106,12 +110,13 @@ def test_four_processes_train_one_run(whole, tmp_path):
     alone = ["train", f"{RECIPES}:tiny_of_four", "--out", str(tmp_path / "alone"), "--devices", "4"]
     done = subprocess.run([sys.executable, "-m", "launch.cli", *alone], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours, theirs = ([row for row in rows(out) if "loss" in row] for out in (whole.out, tmp_path / "alone"))
+    ours, theirs = (logged(out) for out in (whole.out, tmp_path / "alone"))
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
     assert json.loads(whole.report.read_text())["num_restarts"] == 0
     assert whole.text().count("[0] step=") == len(ours)
     assert "[1] step=" not in whole.text()
+    assert all(row["step_time_spread_s"] >= 0 and row["slowest_process"] in range(4) for row in logged(whole.out))
 
 
 def test_a_killed_process_and_a_stopped_one_are_named_and_the_run_ends_with_the_same_bits(whole, tmp_path):
@@ -157,6 +162,13 @@ def test_a_slow_process_a_spike_and_a_poisoned_batch_are_named_and_the_run_ends(
     assert (rolled_back["step"], rolled_back["left_out"]) == (28, [30])
     assert events[-1]["event"] == "finished"
     assert json.loads(job.report.read_text())["num_restarts"] == 0
+    # It makes its batches 0.4 s more slowly than the others. The first batches are made while the step compiles.
+    steady = [row for row in logged(job.out) if row["step"] > 8]
+    spreads = [row["step_time_spread_s"] for row in steady]
+    print(f"spread {min(spreads):.3f} to {max(spreads):.3f} s in steps of {steady[-1]['step_time_s']:.3f} s")
+    assert {row["slowest_process"] for row in steady} == {3}
+    assert sum(spreads) / len(spreads) > 0.3
+    assert "slowest_process=3" in job.text()
 
 
 @pytest.mark.slow

@@ -67,6 +67,20 @@ def test_throughput_is_of_tokens_where_there_are_any():
     assert "none has yet" in said
 
 
+def test_several_processes_are_apart_and_the_slowest_is_named():
+    apart = [
+        {"step_time_s": 0.5, "step_time_spread_s": 0.1 * n, "slowest_process": rank}
+        for n, rank in ((1, 2), (3, 0), (4, 2))
+    ]
+    said = page(
+        [row(step, **values) for step, values in zip((1, 20, 40), apart, strict=True)],
+        [{"event": "started", "step": 0}],
+    )
+    assert "process 2 was the slowest in 2 of 3 rows" in " ".join(said.split())
+    assert "apart: 0.1 at step 1, 0.4 at step 40" in said
+    assert "processes were apart" not in page([row(1)], [{"event": "started", "step": 0}])
+
+
 def test_the_page_of_a_real_run(tmp_path, capsys):
     nan = job(num_steps=12, faults=Faults(nan_from_step=5, nan_until_step=6))
     train(nan.objective(), nan.training, nan.operation, tmp_path / "run")

@@ -129,6 +129,7 @@ REFUSED = [
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("t5", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets=16"),
     ("t5", {"feed_forward_proj": "odd-relu"}, "feed_forward_proj='odd-relu'"),
+    ("t5", {"decoder_start_token_id": 3}, "decoder_start_token_id=3"),
     ("qwen2", {"vocab_size": 40}, "expected [40, 16]"),
 ]
 

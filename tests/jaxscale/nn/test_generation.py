@@ -13,7 +13,8 @@ from jaxscale.nn.cache import empty_caches
 from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import bert_config, decoder_config, gpt_config, palm_config, t5_config
 from jaxscale.nn.generation import generate, generate_targets, without_limits
-from jaxscale.nn.sampling import Sampling
+from jaxscale.nn.keys import named_key, numbered_keys
+from jaxscale.nn.sampling import Sampling, choose_tokens
 from tests.jaxscale.random_params import random_params
 
 SIZES = {"num_layers": 2, "d_model": 16, "num_heads": 4, "vocab_size": 50, "max_positions": 32}
@@ -118,24 +119,60 @@ def test_draws_are_those_of_the_seed():
     assert drawn(0, top_k=1) == greedy == drawn(0, top_p=1e-6)
 
 
-@pytest.mark.slow
+SOURCES = [[5, 6, 7, 8], [9], [1, 2, 3, 4]]
+
+
 def test_an_encoder_decoder_writes_what_it_would_reading_all_again():
+    """Greedy, and drawn with the same keys: the source alone, unpadded, and the whole target for every token."""
     params = random_params(T5)
-    sources = [[5, 6, 7, 8], [9], [1, 2, 3, 4]]
 
     @jax.jit
     def scores_of(source, target):
         return functional.apply_encoder_decoder(T5, params, source[None], target[None])[0]
 
-    got = generate_targets(T5, params, sources, start_id=0, max_new_tokens=NUM_NEW)
-    for source, continuation in zip(sources, got, strict=True):
-        target = [0]
-        for _ in range(NUM_NEW):
-            scores = scores_of(jnp.asarray(source), jnp.asarray(np.resize(target, NUM_NEW), jnp.int32))
-            target.append(int(scores[len(target) - 1].argmax()))
-        assert list(continuation.tokens) == target[1:]
-    with pytest.raises(UsageError, match="source 0 has 33 tokens: more than the model's max_positions=32"):
-        generate_targets(T5, params, [[1] * 33], start_id=0, max_new_tokens=1)
+    for sampling in (Sampling(), Sampling(temperature=1.5, top_p=0.9, top_k=20, seed=3)):
+        keys = numbered_keys(named_key(jax.random.key(sampling.seed, impl="threefry2x32"), "sampling"), len(SOURCES))
+        got = generate_targets(T5, params, SOURCES, start_id=0, max_new_tokens=NUM_NEW, sampling=sampling)
+        for source, key, continuation in zip(SOURCES, keys, got, strict=True):
+            target, log_probability = [0], 0.0
+            for number in range(NUM_NEW):
+                so_far = jnp.asarray(np.resize(target, NUM_NEW), jnp.int32)
+                scores = scores_of(jnp.asarray(source, jnp.int32), so_far)[number]
+                target.append(int(choose_tokens(scores[None], jax.random.fold_in(key, number)[None], sampling)[0]))
+                log_probability += float(jax.nn.log_softmax(scores)[target[-1]])
+            assert list(continuation.tokens) == target[1:]
+            np.testing.assert_allclose(continuation.log_probability, log_probability, rtol=1e-3, atol=1e-3)
+
+
+def test_an_encoder_decoder_reads_each_source_alone_and_stops():
+    params = random_params(T5)
+
+    def targets(sources, **options):
+        return generate_targets(T5, params, sources, start_id=0, max_new_tokens=NUM_NEW, **options)
+
+    together = targets(SOURCES)
+    assert [targets([source])[0].tokens for source in SOURCES] == [one.tokens for one in together]
+    stop = together[0].tokens[1]
+    stopped = targets(SOURCES, stop_ids=[stop])[0]
+    assert stopped.tokens == together[0].tokens[: together[0].tokens.index(stop)]
+    assert stopped.stopped
+    assert targets([]) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        ([[1] * 33], {}, "source 0 has 33 tokens: more than the model's max_positions=32"),
+        ([[1], []], {}, "source 1 has no tokens"),
+        ([[50]], {}, "source 0 holds the id 50; the model has vocab_size=50"),
+        ([[1]], {"max_new_tokens": 32}, "target 0 has 1 tokens, which with max_new_tokens=32 is more than the model's"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ([[1]], {"start_id": 50}, "target 0 holds the id 50"),
+    ],
+)
+def test_refuses_what_an_encoder_decoder_can_not_read_or_write(sources, options, message):
+    with pytest.raises(UsageError, match=message):
+        generate_targets(T5, {}, sources, **({"start_id": 0, "max_new_tokens": 1} | options))
 
 
 def test_refuses_what_it_can_not_continue():

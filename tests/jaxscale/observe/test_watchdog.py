@@ -1,9 +1,10 @@
 """The watchdog names the right process and no other, on beats and times made up."""
 
 import dataclasses
+import functools
 import time
 
-from jaxscale.observe.heartbeat import DONE, Beat, Heartbeat, read_beats
+from jaxscale.observe.heartbeat import DONE, Beat, Heartbeat, read_beats, write_beat
 from jaxscale.observe.phases import Phases
 from jaxscale.observe.watchdog import Patience, Watchdog
 
@@ -54,6 +55,14 @@ def test_a_silent_process_is_named_within_three_beats_and_alone():
     assert "(step 10, phase step)" in found[0].text
 
 
+def test_a_process_on_a_host_of_its_own_is_named_with_it():
+    job = Job()
+    job.beats[2] = dataclasses.replace(job.beats[2], host="node7")
+    job.run(5)
+    found = job.run(3.5, silent=[2])
+    assert "(host node7, step 5, phase step)" in found[0].text
+
+
 def test_a_process_that_never_came_is_named_after_the_time_to_start():
     job = Job()
     del job.beats[3]
@@ -95,7 +104,7 @@ def test_time_in_which_the_watchdog_itself_stood_still_is_nobodys_fault():
 def test_a_heartbeat_tells_step_phase_and_the_wait_for_data(tmp_path):
     times = iter(range(100))
     phases = Phases(clock=lambda: float(next(times)))
-    with Heartbeat(tmp_path, 3, interval_s=30.0) as heartbeat:
+    with Heartbeat(functools.partial(write_beat, tmp_path), 3, interval_s=30.0) as heartbeat:
         assert read_beats(tmp_path) == {3: Beat(rank=3, number=0, step=0, phase="init", data_s=0.0)}
         heartbeat.follow(phases)
         with phases.enter("data"):
@@ -111,7 +120,7 @@ def test_a_heartbeat_tells_step_phase_and_the_wait_for_data(tmp_path):
 
 
 def test_a_heartbeat_goes_on_by_itself(tmp_path):
-    with Heartbeat(tmp_path, 0, interval_s=0.01):
+    with Heartbeat(functools.partial(write_beat, tmp_path), 0, interval_s=0.01):
         deadline = time.monotonic() + 10
         while read_beats(tmp_path)[0].number < 3:
             assert time.monotonic() < deadline

@@ -2,30 +2,13 @@
 
 import random
 
-import jax
 import pytest
 
-from jaxscale.train import agreement
+from jaxscale.train import coordination
 from jaxscale.train.agreement import Agreement, agreed_step, wait_for_all
+from tests.jaxscale.train.dict_service import Service
 
 MAX_AHEAD = 2
-
-
-class Service:
-    """As the client of jax's coordination service, for all processes of a test."""
-
-    def __init__(self):
-        self.values = {}
-
-    def key_value_set(self, key, value):
-        if key in self.values:
-            raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: {key}")
-        self.values[key] = value
-
-    def key_value_try_get(self, key):
-        if key not in self.values:
-            raise jax.errors.JaxRuntimeError(f"NOT_FOUND: {key}")
-        return self.values[key]
 
 
 @pytest.fixture
@@ -33,8 +16,8 @@ def processes(monkeypatch):
     """Makes so many processes of one job."""
 
     def make(num):
-        monkeypatch.setattr(jax, "process_count", lambda: num)
-        monkeypatch.setattr(agreement.distributed.global_state, "client", Service())
+        monkeypatch.setattr(coordination.distributed.global_state, "num_processes", num)
+        monkeypatch.setattr(coordination.distributed.global_state, "client", Service())
         return [Agreement(MAX_AHEAD) for _ in range(num)]
 
     return make

@@ -35,7 +35,7 @@ def test_a_row_has_the_time_of_its_steps_alone():
     for phase, seconds in [("evaluate", 50.0), ("compile", 20.0), ("checkpoint", 0.25)]:
         with phases.enter(phase):
             clock.now += seconds
-    row = speed.row(FLOPS)
+    row = speed.row(2, FLOPS)
     assert row["step_time_s"] == pytest.approx(0.5)
     assert row["examples_per_s"] == pytest.approx(16.0)
     assert row["tokens_per_s_per_device"] == pytest.approx(128 / 1.0 / 2)
