@@ -1,8 +1,8 @@
 """Sums of power laws fitted to many data sets at once: Huber's loss of log residuals, many starts, no randomness.
 
-With exponents fixed the sum f(x) = E + sum_k A_k / x_k^a_k is linear in E and A_k. So exponents are searched on a grid, each
-with its own linear least squares, which all data sets share as they differ in losses only; the best few cells are the
-starts of a Levenberg-Marquardt descent in log E, log A_k and a_k, with Huber's weights renewed at every step
+With exponents fixed the sum f(x) = E + sum_k A_k / x_k^a_k is linear in E and A_k. So exponents are searched on a grid,
+each with its own linear least squares, which all data sets share as they differ in losses only; the best few cells are
+the starts of a Levenberg-Marquardt descent in log E, log A_k and a_k, with Huber's weights renewed at every step
 (iteratively reweighted least squares). Everything is batched over data sets and starts, in float64.
 
 References: Golub and Pereyra 1973, "The Differentiation of Pseudo-Inverses and Nonlinear Least Squares Problems Whose
@@ -63,9 +63,7 @@ def fit_sums(
     scaled = logs - centre
     starts = _starts(scaled, log_losses, delta)
     num_sets, num_starts, num_params = starts.shape
-    found, values = _descend(
-        starts.reshape(-1, num_params), scaled, np.repeat(log_losses, num_starts, axis=0), delta
-    )
+    found, values = _descend(starts.reshape(-1, num_params), scaled, np.repeat(log_losses, num_starts, axis=0), delta)
     best = np.argmin(values.reshape(num_sets, num_starts), axis=1)
     theta = found.reshape(num_sets, num_starts, num_params)[np.arange(num_sets), best]
     num_sizes = points.shape[1]
@@ -92,7 +90,7 @@ def leverages(parameters: Float64[np.ndarray, " P"], points: Float64[np.ndarray,
 
 
 def _model(theta: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log f [B n] and its derivatives [B n P] by theta = (log E, log A_k, a_k) [B P], at log sizes [n K]."""
+    """The logarithm of f [B n] and its derivatives [B n P] by theta = (log E, log A_k, a_k) [B P], at log sizes [n K]."""
     num_sizes = logs.shape[1]
     log_terms = theta[:, None, 1 : 1 + num_sizes] - theta[:, None, 1 + num_sizes :] * logs[None]
     log_irreducible = np.broadcast_to(theta[:, None, :1], (*log_terms.shape[:2], 1))
@@ -153,9 +151,7 @@ def _descend(
     return theta, values
 
 
-def _step(
-    theta: np.ndarray, logs: np.ndarray, log_losses: np.ndarray, delta: float, damping: np.ndarray
-) -> np.ndarray:
+def _step(theta: np.ndarray, logs: np.ndarray, log_losses: np.ndarray, delta: float, damping: np.ndarray) -> np.ndarray:
     """(J'WJ + damping diag(J'WJ)) step = J'W r, with Huber's weights W = min(1, delta / |r|)."""
     log_f, jacobian = _model(theta, logs)
     residuals = log_losses - log_f

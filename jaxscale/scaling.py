@@ -10,9 +10,10 @@ losses, r^2 / 2 where |r| <= delta and delta (|r| - delta / 2) beyond.
 
 Intervals come from a residual bootstrap. With n points, P = 1 + 2 K parameters and leverages h_i, the residuals
 r_i / sqrt(1 - h_i), centred, are drawn anew for every point of every resample. As few residuals tell their own spread
-badly, each resample also draws the spread: all its residuals are multiplied by sqrt(nu / chi2_nu), nu = n - P. Without
-that, percentiles of 12 points hold the true exponent in 91 to 92 % of cases instead of 95 % (300 planted laws of one size,
-noise of 1 %); with it in 95 %. That runs err independently, and by factors of one distribution, is assumed.
+badly, each resample also draws the spread: all its residuals are multiplied by sqrt(nu / chi2_nu), nu = n - P. Of
+1,200 planted laws of one size (12 runs, noise of 1 %) 92.8 % of the 95 % intervals held the true exponent; of 600 of
+these 93.0 % did, and 90.8 % without drawing the spread. That runs err independently, by factors of one distribution,
+is assumed.
 
 References: Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", section 3.3,
 https://arxiv.org/abs/2203.15556; Fang et al. 2024, "Scaling Laws For Dense Retrieval", section 4,
@@ -99,6 +100,31 @@ class Law:
     num_resamples: int
     rms_residual: float
 
+    def at(self, sizes: Mapping[str, float]) -> float:
+        """The loss that the law says for sizes, each above 0.
+
+        Args:
+          sizes: a value for each of the law's sizes.
+
+        Raises:
+          UsageError: a size is missing, unknown, or not a number above 0.
+        """
+        return float(evaluate_sums(self._parameters, self._point(sizes))[0, 0])
+
+    @property
+    def _parameters(self) -> Float64[np.ndarray, "1 P"]:
+        numbers = [self.irreducible, *(t.coefficient for t in self.terms), *(t.exponent for t in self.terms)]
+        return np.array([[number.value for number in numbers]])
+
+    def _point(self, sizes: Mapping[str, float]) -> Float64[np.ndarray, "1 K"]:
+        names = [term.size for term in self.terms]
+        if sorted(sizes) != sorted(names):
+            raise UsageError(f"sizes: got {', '.join(sizes) or 'none'}, expected {', '.join(names)}")
+        for name in names:
+            if not (math.isfinite(sizes[name]) and sizes[name] > 0):
+                raise UsageError(f"{name}={sizes[name]} must be a number above 0")
+        return np.array([[sizes[name] for name in names]], np.float64)
+
     def __str__(self) -> str:
         parts = [f"{term.coefficient.value:.4g} / {term.size}^{term.exponent.value:.3f}" for term in self.terms]
         names = ", ".join(term.size for term in self.terms)
@@ -133,19 +159,8 @@ class LawFit:
         >>> round(fit.predict({"N": 1e10}).value, 4)
         0.52
         """
-        names = [term.size for term in self.law.terms]
-        if sorted(sizes) != sorted(names):
-            raise UsageError(f"sizes: got {', '.join(sizes) or 'none'}, expected {', '.join(names)}")
-        for name in names:
-            if not (math.isfinite(sizes[name]) and sizes[name] > 0):
-                raise UsageError(f"{name}={sizes[name]} must be a number above 0")
-        at = np.array([[sizes[name] for name in names]])
-        estimate = [self.law.irreducible.value]
-        estimate += [term.coefficient.value for term in self.law.terms]
-        estimate += [term.exponent.value for term in self.law.terms]
-        value = float(evaluate_sums(np.array([estimate]), at)[0, 0])
-        new_runs = evaluate_sums(self.resampled, at)[:, 0] * np.exp(self.noise)
-        return _interval(value, new_runs, self.law.level)
+        new_runs = evaluate_sums(self.resampled, self.law._point(sizes))[:, 0] * np.exp(self.noise)
+        return _interval(self.law.at(sizes), new_runs, self.law.level)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,7 +309,9 @@ def _checked_points(
     for name, values in zip([*sizes, "loss"], [*points.T, targets], strict=True):
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if len(bad):
-            raise DataError(f"{name} of run {bad[0]} is {values[bad[0]]}, expected a number above 0; leave that run out")
+            raise DataError(
+                f"{name} of run {bad[0]} is {values[bad[0]]}, expected a number above 0; leave that run out"
+            )
     num_needed = 2 + 2 * len(sizes)
     if len(targets) < num_needed:
         raise DataError(
@@ -312,9 +329,7 @@ def _checked_points(
     return points, targets
 
 
-def _check_apart(
-    points: Float64[np.ndarray, "n K"], targets: Float64[np.ndarray, " n"], names: Sequence[str]
-) -> None:
+def _check_apart(points: Float64[np.ndarray, "n K"], targets: Float64[np.ndarray, " n"], names: Sequence[str]) -> None:
     """Refuses a point given twice, and sizes that can't be told apart."""
     rows = np.column_stack([points, targets])
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
@@ -326,7 +341,7 @@ def _check_apart(
         )
     correlations = np.atleast_2d(np.corrcoef(np.log(points), rowvar=False)) - np.eye(len(names))
     if np.abs(correlations).max() > _MAX_CORRELATION:
-        first, second = np.unravel_index(np.argmax(np.abs(correlations)), correlations.shape)
+        first, second = divmod(int(np.argmax(np.abs(correlations))), len(names))
         raise DataError(
             f"{names[first]} and {names[second]} grow together in all runs, so that nothing tells their terms apart; "
             "vary one while the other stays, or leave it out of the law"
