@@ -90,7 +90,7 @@ def leverages(parameters: Float64[np.ndarray, " P"], points: Float64[np.ndarray,
 
 
 def _model(theta: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The logarithm of f [B n] and its derivatives [B n P] by theta = (log E, log A_k, a_k) [B P], at log sizes [n K]."""
+    """Gives log f [B n] and its derivatives [B n P] by theta = (log E, log A_k, a_k) [B P], at log sizes [n K]."""
     num_sizes = logs.shape[1]
     log_terms = theta[:, None, 1 : 1 + num_sizes] - theta[:, None, 1 + num_sizes :] * logs[None]
     log_irreducible = np.broadcast_to(theta[:, None, :1], (*log_terms.shape[:2], 1))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import tyro
 
@@ -21,7 +21,7 @@ class Command:
     The laws are L(N), L(D) and L(N, D), N being parameters outside the embeddings and D labelled pairs. The largest run
     is also held out and predicted by the law of the others. OUT/results is committed: points, laws and a page.
 
-    Example: jaxscale scaling retrieval two_tower_family --family.job.data.folder BEIR --out STUDY
+    Example: jaxscale scaling retrieval two_tower_family --job.data.folder BEIR --out STUDY
 
     Attributes:
       out: the study's folder; one run folder for each member below it.
@@ -31,7 +31,7 @@ class Command:
 
     out: Path
     mesh: str = ""
-    family: TowerFamily
+    family: Annotated[TowerFamily, tyro.conf.arg(name="")]
 
     @classmethod
     def for_recipe(cls, name: str, job: Any) -> Self:

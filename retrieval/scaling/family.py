@@ -97,7 +97,14 @@ class TowerFamily:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        data = self.job.data
+        data, operation = self.job.data, self.job.operation
+        if not data.folder:
+            raise UsageError("job.data.folder is not given; add `--job.data.folder DIR`, a BEIR folder with the pairs")
+        if operation.best_metric:
+            raise UsageError(
+                f"job.operation.best_metric={operation.best_metric!r} must be empty: the law is of runs trained "
+                "to their end, not of checkpoints chosen by another measure"
+            )
         if self.job.towers.init_from:
             raise UsageError(
                 f"job.towers.init_from={self.job.towers.init_from!r}: a family starts from random weights, as a model "
