@@ -72,6 +72,10 @@ def fit_laws(points: Sequence[Point]) -> Laws:
     deepest = [point for point in points if point.num_params == largest]
     both = {"N": _column(points, "num_params"), "D": _column(points, "num_pairs")}
     losses = _column(points, "contrastive_entropy")
+    joint = told("joint", lambda: fit_law(both, losses).law)
+    held_out = None if joint is None else told("held_out", lambda: hold_out_largest(both, losses))
+    if joint is None:
+        refused["held_out"] = refused["joint"]
     return Laws(
         by_size=told(
             "by_size",
@@ -81,8 +85,8 @@ def fit_laws(points: Sequence[Point]) -> Laws:
             "by_pairs",
             lambda: fit_law({"D": _column(deepest, "num_pairs")}, _column(deepest, "contrastive_entropy")).law,
         ),
-        joint=told("joint", lambda: fit_law(both, losses).law),
-        held_out=told("held_out", lambda: hold_out_largest(both, losses)),
+        joint=joint,
+        held_out=held_out,
         refused=refused,
     )
 
