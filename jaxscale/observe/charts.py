@@ -5,6 +5,7 @@ is a pure function of its data: no date, and ids that are hashes of what they na
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -126,14 +127,17 @@ def law_chart(
 
     def draw(axes: Axes, width_px: int) -> None:
         axes.set_xscale("log")
-        for number, (name, sizes, losses, law) in enumerate(curves, 1):
+        for number, (_, sizes, losses, law) in enumerate(curves, 1):
             shade = _LIGHTEST + (1 - _LIGHTEST) * number / len(curves)
             axes.plot(*zip(*law, strict=True) if law else ([], []), color=_SERIES[0], linewidth=2, alpha=shade)
             axes.plot(sizes, losses, "o", color=_SERIES[0], markersize=6, alpha=shade)
+        low, high = axes.get_ylim()
+        heights = [(losses[-1] - low) / (high - low) * _LINE_CHART_HEIGHT_PX for _, _, losses, _ in curves]
+        for (name, sizes, losses, _), height, moved in zip(curves, heights, _apart(heights), strict=True):
             axes.annotate(
                 _short(name, width_px),
                 (sizes[-1], losses[-1]),
-                (6, 0),
+                (8, moved - height),
                 textcoords="offset points",
                 va="center",
                 color=_INK,
@@ -148,6 +152,18 @@ def law_chart(
         axes.grid(axis="y", color=_RULE, linewidth=1)
 
     return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """The heights of labels, moved up where one would overlap the next lower one.
+
+    >>> _apart([30.0, 100.0, 26.0])
+    [44.0, 100.0, 26.0]
+    """
+    moved, below = list(heights), -math.inf
+    for index in sorted(range(len(heights)), key=lambda index: heights[index]):
+        moved[index] = below = max(heights[index], below + _ROW_PX)
+    return moved
 
 
 def short_number(value: float) -> str:

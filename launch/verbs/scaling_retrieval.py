@@ -8,10 +8,9 @@ import tyro
 
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
-from jaxscale.train.signals import StopSignals
 from retrieval.scaling.family import TowerFamily
 from retrieval.scaling.laws import render
-from retrieval.scaling.study import run_study
+from retrieval.scaling.study import RESULTS, run_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,9 @@ class Command:
 
     def run(self) -> dict[str, Any]:
         """Runs the study, prints its table and its laws, and returns them."""
-        with StopSignals() as stop:
-            points, laws = run_study(self._resolved(), self.out, stop=stop)
+        points, laws = run_study(self._resolved(), self.out)
         print(render(points, laws))
-        print(f"results: {self.out / 'results'}")
+        print(f"results: {self.out / RESULTS}")
         return {
             "out": str(self.out),
             "points": typed_json.encode(points),

@@ -3,6 +3,7 @@
 The written format is docs/formats/scaling-study.md. The same call goes on where a kill cut it off, to the same results.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -18,25 +19,48 @@ from jaxscale.store import commit, disk
 from jaxscale.store.failpoints import failpoint
 from jaxscale.train.loop import train
 from jaxscale.train.signals import StopSignals
+from retrieval.formats.beir import BeirFolder
 from retrieval.scaling.contrastive_entropy import EntropySet, make_entropy_set
-from retrieval.scaling.family import FamilyRun, TowerFamily
+from retrieval.scaling.family import FamilyRun, Size, TowerFamily
 from retrieval.scaling.inputs import claim_study, make_starts
 from retrieval.scaling.laws import Laws, Point, fit_laws, points_to_lines
 from retrieval.scaling.page import study_report
-from retrieval.towers.job import DualTowerJob
 from retrieval.towers.loading import load_towers
 from retrieval.towers.pairs import read_source
 
 FORMAT, VERSION = "jaxscale.scaling-study", 1
+RESULTS = "results"  # of a study's folder
 
 
-def run_study(family: TowerFamily, out: Path, *, stop: StopSignals | None = None) -> tuple[list[Point], Laws]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Study:
+    """A study that is ready to run.
+
+    Attributes:
+      family: what is studied.
+      out: its folder.
+      mesh: where its runs are.
+      pairs: the amounts of data.
+      identity: of the study.
+      starts: the weights of each size.
+      entropy_set: what all models are measured on.
+    """
+
+    family: TowerFamily
+    out: Path
+    mesh: Mesh
+    pairs: BeirFolder
+    identity: dict[str, Any]
+    starts: dict[Size, Path]
+    entropy_set: EntropySet
+
+
+def run_study(family: TowerFamily, out: Path) -> tuple[list[Point], Laws]:
     """Trains what is not trained yet, measures all, fits the laws and commits the results.
 
     Args:
       family: what is studied.
       out: the study's folder; made where there is none.
-      stop: the caller's signals, where it caught them before.
 
     Returns:
       The points in the order of the family's runs, and their laws.
@@ -48,6 +72,31 @@ def run_study(family: TowerFamily, out: Path, *, stop: StopSignals | None = None
       DivergedError: a run diverged.
       MachineError: the folder is in use, or the disk is full.
     """
+    with StopSignals() as stop:
+        return _run(family, out, stop)
+
+
+def _run(family: TowerFamily, out: Path, stop: StopSignals) -> tuple[list[Point], Laws]:
+    with stop.hold(_nothing_to_save):
+        study = _prepare(family, out)
+    if study is None:
+        print(f"{out / RESULTS}: this study is finished; nothing to do", file=sys.stderr)
+        return read_results(out / RESULTS)
+    points = []
+    for number, run in enumerate(family.runs, 1):
+        if stop.requested:
+            raise stop.error(_nothing_to_save())
+        points.append(_point(study, run, stop))
+        failpoint("scaling.run_measured")
+        progress = f"{number}/{len(family.runs)} {run}: contrastive entropy {points[-1].contrastive_entropy:.4f}"
+        print(f"scaling: run {progress}", file=sys.stderr, flush=True)
+    laws = fit_laws(points)
+    _write_results(study, points, laws)
+    return points, laws
+
+
+def _prepare(family: TowerFamily, out: Path) -> _Study | None:
+    """Checks everything, claims the folder and makes what the runs begin with; None where the study is finished."""
     mesh = mesh_from_text(family.job.operation.mesh)
     family.check(spec_of(mesh))
     data = family.job.data
@@ -60,22 +109,21 @@ def run_study(family: TowerFamily, out: Path, *, stop: StopSignals | None = None
     )
     disk.check_directory_above(out)
     pairs, identity = claim_study(out, family, source)
-    results = out / "results"
-    if commit.is_committed(results):
-        print(f"{results}: this study is finished; nothing to do", file=sys.stderr)
-        return read_results(results)
-    starts = make_starts(out, family)
-    points = []
-    for number, run in enumerate(family.runs, 1):
-        job = family.job_of(run, pairs.path, starts[run.size])
-        point = _point(family, run, job, out / "runs" / str(run), mesh, entropy_set, stop)
-        failpoint("scaling.run_measured")
-        progress = f"{number}/{len(family.runs)} {run}: contrastive entropy {point.contrastive_entropy:.4f}"
-        print(f"scaling: run {progress}", file=sys.stderr, flush=True)
-        points.append(point)
-    laws = fit_laws(points)
-    _write_results(results, points, laws, identity, str(pairs.identity))
-    return points, laws
+    if commit.is_committed(out / RESULTS):
+        return None
+    return _Study(
+        family=family,
+        out=out,
+        mesh=mesh,
+        pairs=pairs,
+        identity=identity,
+        starts=make_starts(out, family),
+        entropy_set=entropy_set,
+    )
+
+
+def _nothing_to_save() -> str:
+    return "runs that have finished are kept"
 
 
 def read_results(path: Path) -> tuple[list[Point], Laws]:
@@ -95,23 +143,20 @@ def read_results(path: Path) -> tuple[list[Point], Laws]:
     return points, typed_json.decode(Laws, laws, "laws.json")
 
 
-def _point(
-    family: TowerFamily,
-    run: FamilyRun,
-    job: DualTowerJob,
-    folder: Path,
-    mesh: Mesh,
-    entropy_set: EntropySet,
-    stop: StopSignals | None,
-) -> Point:
+def _point(study: _Study, run: FamilyRun, stop: StopSignals) -> Point:
     """Trains a run to its end, where it is not there yet, and measures its model."""
-    result = train(job.objective(), job.training, job.operation, folder, stop=stop)
-    entropy = entropy_set.measure(
-        load_towers(Path(result.model)),
-        mesh,
-        temperature=job.contrastive.temperature,
-        compute_dtype=job.training.compute_dtype,
-    )
+    family = study.family
+    with stop.hold(_nothing_to_save):
+        job = family.job_of(run, study.pairs.path, study.starts[run.size])
+        objective = job.objective()
+    result = train(objective, job.training, job.operation, study.out / "runs" / str(run), stop=stop)
+    with stop.hold(_nothing_to_save):
+        entropy = study.entropy_set.measure(
+            load_towers(Path(result.model)),
+            study.mesh,
+            temperature=job.contrastive.temperature,
+            compute_dtype=job.training.compute_dtype,
+        )
     return Point(
         size=str(run.size),
         num_layers=run.size.num_layers,
@@ -124,13 +169,11 @@ def _point(
     )
 
 
-def _write_results(
-    path: Path, points: Sequence[Point], laws: Laws, identity: dict[str, Any], data_identity: str
-) -> None:
-    with commit.draft(path, format=FORMAT, version=VERSION) as draft:
+def _write_results(study: _Study, points: Sequence[Point], laws: Laws) -> None:
+    with commit.draft(study.out / RESULTS, format=FORMAT, version=VERSION) as draft:
         (draft.path / "points.jsonl").write_text(points_to_lines(points), encoding="utf-8")
         (draft.path / "laws.json").write_text(typed_json.pretty(laws), encoding="utf-8")
         write_report(draft.path / "report.html", study_report(points, laws))
         draft.counts["points"] = len(points)
-        draft.parents["data"] = data_identity
-        draft.config = identity
+        draft.parents["data"] = str(study.pairs.identity)
+        draft.config = study.identity
