@@ -143,6 +143,7 @@ def law_chart(
                 color=_INK,
                 fontsize=12,
             )
+        axes.margins(x=0.02)
         every = -(-len(places) * _TICK_PX // width_px)
         shown = places[::every]
         axes.set_xticks(shown, [short_number(place) for place in shown])

@@ -77,6 +77,6 @@ def _curves(title: str, points: Sequence[Point], joint: Law | None, along: str) 
         title=title,
         curves=tuple(curves),
         x_label=along,
-        y_label="contrastive entropy",
+        y_label="entropy (nats)",
         text="Dots were measured; lines are the joint law." if joint is not None else "",
     )
