@@ -57,9 +57,9 @@ def test_intervals_hold_the_planted_exponents(name):
 @pytest.mark.parametrize("name", [*PLANTED, *LARGER])
 @pytest.mark.slow
 def test_intervals_hold_the_planted_exponents_of_many_seeds(name):
-    """Not too often either: an interval that always holds it says nothing."""
+    """17 of 20 again; and not too often either: an interval that always holds it says nothing."""
     held = num_held(name, range(1000, 1200))
-    assert held.min() >= 0.88 * 200
+    assert held.min() >= 17 / 20 * 200
     assert held.max() <= 0.99 * 200
 
 
