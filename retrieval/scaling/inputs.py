@@ -21,12 +21,15 @@ from retrieval.towers.start import planned_towers
 
 
 def claim_study(out: Path, family: TowerFamily, source: PairSource) -> tuple[BeirFolder, dict[str, Any]]:
-    """Makes a folder the study of a family by writing its data, or checks that it is; returns both's identity too.
+    """Makes a folder the study of a family by writing its data, or checks that it is that study's.
 
     Args:
       out: the study's folder.
       family: which one.
       source: the records of the folder that the family names.
+
+    Returns:
+      The data, and the identity of the study.
 
     Raises:
       DataError: there are fewer pairs than the largest amount.

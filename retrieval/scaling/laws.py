@@ -10,6 +10,9 @@ from jaxscale.scaling import HeldOut, Law, fit_law, hold_out_largest
 
 T = TypeVar("T")
 
+# The sizes of a law, and what they are of a point.
+SIZE_FIELDS = {"N": "num_params", "D": "num_pairs"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
@@ -68,25 +71,16 @@ def fit_laws(points: Sequence[Point]) -> Laws:
 
     most_pairs = max(point.num_pairs for point in points)
     largest = max(point.num_params for point in points)
-    widest = [point for point in points if point.num_pairs == most_pairs]
-    deepest = [point for point in points if point.num_params == largest]
-    both = {"N": _column(points, "num_params"), "D": _column(points, "num_pairs")}
-    losses = _column(points, "contrastive_entropy")
-    joint = told("joint", lambda: fit_law(both, losses).law)
-    held_out = None if joint is None else told("held_out", lambda: hold_out_largest(both, losses))
+    with_most_pairs = [point for point in points if point.num_pairs == most_pairs]
+    of_largest_size = [point for point in points if point.num_params == largest]
+    joint = told("joint", lambda: fit_law(_sizes(points, "ND"), _losses(points)).law)
     if joint is None:
         refused["held_out"] = refused["joint"]
     return Laws(
-        by_size=told(
-            "by_size",
-            lambda: fit_law({"N": _column(widest, "num_params")}, _column(widest, "contrastive_entropy")).law,
-        ),
-        by_pairs=told(
-            "by_pairs",
-            lambda: fit_law({"D": _column(deepest, "num_pairs")}, _column(deepest, "contrastive_entropy")).law,
-        ),
+        by_size=told("by_size", lambda: fit_law(_sizes(with_most_pairs, "N"), _losses(with_most_pairs)).law),
+        by_pairs=told("by_pairs", lambda: fit_law(_sizes(of_largest_size, "D"), _losses(of_largest_size)).law),
         joint=joint,
-        held_out=held_out,
+        held_out=joint and told("held_out", lambda: hold_out_largest(_sizes(points, "ND"), _losses(points))),
         refused=refused,
     )
 
@@ -136,5 +130,10 @@ def points_to_lines(points: Sequence[Point]) -> str:
     return "".join(typed_json.canonical(point).decode() + "\n" for point in points)
 
 
-def _column(points: Sequence[Point], name: str) -> list[float]:
-    return [float(getattr(point, name)) for point in points]
+def _sizes(points: Sequence[Point], names: str) -> dict[str, list[float]]:
+    """The points' sizes by the letters of the law."""
+    return {name: [float(getattr(point, SIZE_FIELDS[name])) for point in points] for name in names}
+
+
+def _losses(points: Sequence[Point]) -> list[float]:
+    return [point.contrastive_entropy for point in points]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxscale.observe import report, sections
 from jaxscale.observe.law_sections import LawCurve, LawCurves
 from jaxscale.scaling import Law
-from retrieval.scaling.laws import Laws, Point, held_out_line, law_lines
+from retrieval.scaling.laws import SIZE_FIELDS, Laws, Point, held_out_line, law_lines
 
 _NUM_DRAWN = 60  # places that a curve is drawn through
 
@@ -55,18 +55,19 @@ def study_report(points: Sequence[Point], laws: Laws) -> report.Report:
 
 def _curves(title: str, points: Sequence[Point], joint: Law | None, along: str) -> LawCurves:
     """The points along one size, a curve for each value of the other."""
-    fields = {"N": "num_params", "D": "num_pairs"}
     other = "D" if along == "N" else "N"
-    by_other = sorted(points, key=lambda point: (getattr(point, fields[other]), getattr(point, fields[along])))
-    ends = [getattr(point, fields[along]) for point in points]
+    by_other = sorted(
+        points, key=lambda point: (getattr(point, SIZE_FIELDS[other]), getattr(point, SIZE_FIELDS[along]))
+    )
+    ends = [getattr(point, SIZE_FIELDS[along]) for point in points]
     places = np.geomspace(min(ends), max(ends), _NUM_DRAWN)
     curves = []
-    for value, group in itertools.groupby(by_other, lambda point: float(getattr(point, fields[other]))):
+    for value, group in itertools.groupby(by_other, lambda point: float(getattr(point, SIZE_FIELDS[other]))):
         members = list(group)
         curves.append(
             LawCurve(
                 name=f"{other} = {value:,.0f}",
-                sizes=tuple(float(getattr(point, fields[along])) for point in members),
+                sizes=tuple(float(getattr(point, SIZE_FIELDS[along])) for point in members),
                 losses=tuple(point.contrastive_entropy for point in members),
                 law=()
                 if joint is None
