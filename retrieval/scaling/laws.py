@@ -80,7 +80,9 @@ def fit_laws(points: Sequence[Point]) -> Laws:
         by_size=told("by_size", lambda: fit_law(_sizes(with_most_pairs, "N"), _losses(with_most_pairs)).law),
         by_pairs=told("by_pairs", lambda: fit_law(_sizes(of_largest_size, "D"), _losses(of_largest_size)).law),
         joint=joint,
-        held_out=joint and told("held_out", lambda: hold_out_largest(_sizes(points, "ND"), _losses(points))),
+        held_out=None
+        if joint is None
+        else told("held_out", lambda: hold_out_largest(_sizes(points, "ND"), _losses(points))),
         refused=refused,
     )
 
