@@ -5,6 +5,7 @@ is a pure function of its data: no date, and ids that are hashes of what they na
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,9 @@ _PX_PER_INCH = 72  # the SVG backend's unit, so that one unit of a drawing is on
 _LINE_CHART_HEIGHT_PX = 270
 _ROW_PX = 18  # a row of labels above a chart
 _LABEL_PX = 6.8  # about the width of a character of such a label
+
+_LIGHTEST = 0.25  # what the shades of several groups start above
+_TICK_PX = 56  # room for the label of a tick
 
 # Above this number of points a curve is drawn as a moving mean over its faint points.
 _MANY_POINTS = 60
@@ -101,6 +105,78 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, x_label: 
         axes.spines["bottom"].set_visible(False)
 
     return _figure(draw, height_px=60 + 46 * len(rows), description=description)
+
+
+def law_chart(
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+) -> Html:
+    """Measured losses as dots over a size, a law as a line through each group of them; the size's scale is logarithmic.
+
+    Args:
+      curves: of each group a name, sizes above 0, losses, and the places and losses of its line, which may be none.
+        Later groups are darker.
+      x_label: what the size is.
+      y_label: what the losses are.
+      description: the chart in words, for those who do not see it.
+    """
+    places = sorted({size for _, sizes, _, _ in curves for size in sizes})
+
+    def draw(axes: Axes, width_px: int) -> None:
+        axes.set_xscale("log")
+        for number, (_, sizes, losses, law) in enumerate(curves, 1):
+            shade = _LIGHTEST + (1 - _LIGHTEST) * number / len(curves)
+            axes.plot(*zip(*law, strict=True) if law else ([], []), color=_SERIES[0], linewidth=2, alpha=shade)
+            axes.plot(sizes, losses, "o", color=_SERIES[0], markersize=6, alpha=shade)
+        low, high = axes.get_ylim()
+        heights = [(losses[-1] - low) / (high - low) * _LINE_CHART_HEIGHT_PX for _, _, losses, _ in curves]
+        for (name, sizes, losses, _), height, moved in zip(curves, heights, _apart(heights), strict=True):
+            axes.annotate(
+                _short(name, width_px),
+                (sizes[-1], losses[-1]),
+                (8, moved - height),
+                textcoords="offset points",
+                va="center",
+                color=_INK,
+                fontsize=12,
+            )
+        axes.margins(x=0.02)
+        every = -(-len(places) * _TICK_PX // width_px)
+        shown = places[::every]
+        axes.set_xticks(shown, [short_number(place) for place in shown])
+        axes.minorticks_off()
+        axes.set_title(_short(y_label, width_px), loc="left", color=_MUTED, fontsize=12, pad=10)
+        axes.set_xlabel(_short(x_label, width_px), color=_MUTED)
+        axes.grid(axis="y", color=_RULE, linewidth=1)
+
+    return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """The heights of labels, moved up where one would overlap the next lower one.
+
+    >>> _apart([30.0, 100.0, 26.0])
+    [44.0, 100.0, 26.0]
+    """
+    moved, below = list(heights), -math.inf
+    for index in sorted(range(len(heights)), key=lambda index: heights[index]):
+        moved[index] = below = max(heights[index], below + _ROW_PX)
+    return moved
+
+
+def short_number(value: float) -> str:
+    """A number in three digits and the letter of its size.
+
+    >>> [short_number(value) for value in (640.0, 12_288.0, 3_000_000.0)]
+    ['640', '12.3k', '3M']
+    """
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def moving_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:

@@ -33,7 +33,9 @@ def words_of(verb):
         "replay": "folder",
         "report": "folder",
         "verify": "folder",
-    } | dict.fromkeys(RECIPE_VERBS, RECIPE)
+        "scaling retrieval": "two_tower_family",
+    }
+    behind = dict.fromkeys(RECIPE_VERBS, RECIPE) | behind
     return [*verb.split(), *behind.get(verb, "").split()]
 
 
@@ -91,6 +93,10 @@ BAD_INPUT = [
     ("import hf folder --out out", 3, "config.json"),
     ("plan diff none garbage", 3, "none: can't be read"),
     ("plan diff garbage garbage", 3, "garbage: can't be read"),
+    ("scaling retrieval two_tower_tiny --out out", 2, "expected a TowerFamily"),
+    ("scaling retrieval two_tower_family --out out", 2, "job.data.folder is not given"),
+    ("scaling retrieval two_tower_family --job.data.folder none --out out", 3, "none"),
+    ("scaling retrieval two_tower_family --widths 32 --out out", 2, "widths=(32,) and num_layers="),
     ("search --model none --index none --query x", 3, "none"),
     ("search --model folder --index folder --query x", 3, "folder"),
     ("search --bm25 none --queries none --run folder", 2, "folder is a folder"),

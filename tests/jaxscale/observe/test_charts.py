@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxscale.observe.charts import interval_chart, line_chart, moving_mean, smoothing_width
+from jaxscale.observe.charts import interval_chart, law_chart, line_chart, moving_mean, smoothing_width
 
 
 @given(st.lists(st.floats(-100, 100) | st.just(math.nan), min_size=1, max_size=30), st.sampled_from([1, 3, 5, 9]))
@@ -88,3 +88,19 @@ def test_curves_of_more_than_one_are_told_apart_by_a_legend():
 def test_values_that_are_not_finite_do_not_stop_the_drawing():
     chart = line_chart([("loss", [1, 2, 3], [math.nan, math.inf, 1.0])], [], y_label="loss", description="d")
     assert "nan" not in chart
+
+
+def test_a_law_chart_has_a_dot_for_each_run_a_line_for_each_law_and_labels_inside():
+    sizes, law = (1e4, 1e5, 1e6), [(1e4, 1.0), (1e6, 0.5)]
+    curves = [("D = 2,048", sizes, (1.1, 0.8, 0.6), law), ("D = 4,096", sizes, (1.0, 0.7, 0.6), ())]
+    chart = law_chart(curves, x_label="N", y_label="loss", description="Loss over N.")
+    wide = chart[: chart.index('class="narrow"')]
+    assert wide.count("<use ") >= 6
+    placed = words(chart)
+    assert {"D = 2,048", "D = 4,096", "10k", "100k", "1M", "N", "loss"} <= placed.keys()
+    places = list(spans(chart, ["D = 2,048", "D = 4,096"]))
+    for _, start, end in places:
+        assert start >= 0
+        assert end <= 760
+    assert abs(places[0][0] - places[1][0]) > 15  # both end at one loss
+    assert 'aria-label="Loss over N."' in chart
