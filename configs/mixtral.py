@@ -1,5 +1,7 @@
 """Recipes of the Mixtral family. To train one, name its text: `--data.datasets DIR`."""
 
+import dataclasses
+
 from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
@@ -79,3 +81,28 @@ def mixtral_8x7b() -> LanguageModelJob:
         load_balance_loss=0.01,
         router_z_loss=0.001,
     )
+
+
+def mixtral_8x7b_dropless() -> LanguageModelJob:
+    """Mixtral 8x7B whose experts read every token that they are sent, as the paper's do; else `mixtral_8x7b`.
+
+    Command: jaxscale explain mixtral_8x7b_dropless --mesh fsdp=16,expert=8
+    Source, count: those of `mixtral_8x7b`.
+    """
+    return _dropless(mixtral_8x7b())
+
+
+def mixtral_tiny_dropless() -> LanguageModelJob:
+    """`mixtral_tiny` whose experts read every token that they are sent.
+
+    Command: jaxscale explain mixtral_tiny_dropless --mesh data=2,fsdp=2,tensor=2
+    Training: jaxscale train mixtral_tiny_dropless --out runs/mixtral --data.datasets tokens
+    Source, count: those of `mixtral_tiny`.
+    """
+    return _dropless(mixtral_tiny())
+
+
+def _dropless(job: LanguageModelJob) -> LanguageModelJob:
+    assert job.transformer.experts is not None
+    experts = dataclasses.replace(job.transformer.experts, capacity_factor=None, group_size=None)
+    return dataclasses.replace(job, transformer=dataclasses.replace(job.transformer, experts=experts))

@@ -26,6 +26,7 @@ _CALLS = frozenset(
         "custom_vjp_call",
         "custom_vjp_call_jaxpr",
         "jit",
+        "on_parts",
         "pjit",
         "remat",
         "remat2",
@@ -52,7 +53,10 @@ _REMATERIALIZED = frozenset({"checkpoint", "remat", "remat2"})
 Address = tuple[int, ...]
 _SITE_PACKAGES = pathlib.Path(jax.__file__).parent.parent
 _SHARDING = pathlib.Path(__file__).parent
-_LIBRARY_FOLDERS = tuple(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping"))
+_LIBRARIES = (
+    *(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping")),
+    str(_SHARDING / "on_parts.py"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Equation:
         """`file.py:line` of the user's code that made it; empty where jax kept none."""
         raised = self.source_info.traceback
         for frame in [] if raised is None else raised.frames:
-            if not frame.file_name.startswith(_LIBRARY_FOLDERS):
+            if not frame.file_name.startswith(_LIBRARIES):
                 return f"{pathlib.PurePath(frame.file_name).name}:{frame.line_num}"
         return ""
 
@@ -206,7 +210,7 @@ def constrained(equation: Equation) -> tuple[tuple[int, tuple[str, ...]], ...]:
 def line_of(error: BaseException) -> str:
     """`file.py:line` of the innermost line of the user's that an error passed through; empty where there is none."""
     frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY_FOLDERS, str(_SHARDING)))]
+    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, str(_SHARDING)))]
     return f"{pathlib.PurePath(users[-1].filename).name}:{users[-1].lineno}" if users else ""
 
 
