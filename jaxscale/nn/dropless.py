@@ -61,7 +61,12 @@ class _Experts:
     ) -> Float32[Array, "B S D"]:
         b, s, d = x.shape
         num_chosen, chosen = numbers.shape[-1], numbers.reshape(-1)
-        exchange = Exchange(over=parts.over("E"), num_experts_here=kernels[0].shape[0], num_chosen=num_chosen)
+        exchange = Exchange(
+            over=parts.over("E"),
+            num_experts_here=kernels[0].shape[0],
+            num_chosen=num_chosen,
+            platform=parts.platform,
+        )
         # Where each choice, token by token, stands among those sorted by expert, and the other way round.
         order = jnp.argsort(chosen, stable=True)
         places = jnp.argsort(order)

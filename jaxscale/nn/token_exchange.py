@@ -23,11 +23,13 @@ class Exchange:
       over: the mesh axis, of which a `shard_map` is around; () for experts that are all here.
       num_experts_here: experts of one device.
       num_chosen: experts that read a token.
+      platform: of the devices, as `tpu`; "" where there is no axis.
     """
 
     over: tuple[str, ...]
     num_experts_here: int
     num_chosen: int
+    platform: str
 
     @property
     def num_devices(self) -> int:
@@ -54,7 +56,9 @@ class Exchange:
         num_tokens = rows.shape[0] // self.num_chosen
         most = self.num_devices * num_tokens * min(self.num_chosen, self.num_experts_here)
         there = jnp.zeros((most, rows.shape[1]), rows.dtype)
-        received = ragged_all_to_all(rows, there, at.sent, counts, at.there, at.received_counts, self.over)
+        received = _exchanged(
+            rows, there, at.sent, counts, at.there, at.received_counts, self.over, platform=self.platform
+        )
         return received, at.received_counts.reshape(self.num_devices, -1).sum(axis=0)
 
     def to_tokens(self, rows: Float[Array, "P D"], counts: Int32[Array, " E"], num_rows: int) -> Float[Array, "R D"]:
@@ -69,7 +73,9 @@ class Exchange:
             return rows
         at = self._places(counts)
         back = jnp.zeros((num_rows, rows.shape[1]), rows.dtype)
-        return ragged_all_to_all(rows, back, at.received, at.received_counts, at.back, counts, self.over)
+        return _exchanged(
+            rows, back, at.received, at.received_counts, at.back, counts, self.over, platform=self.platform
+        )
 
     def _places(self, counts: Int32[Array, " E"]) -> "_Places":
         me, here = jax.lax.axis_index(self.over), self.num_experts_here
@@ -107,7 +113,7 @@ class _Places:
     received_counts: Int32[Array, " E"]
 
 
-def ragged_all_to_all(
+def _exchanged(
     rows: Float[Array, "R D"],
     into: Float[Array, "P D"],
     starts: Int32[Array, " E"],
@@ -115,9 +121,23 @@ def ragged_all_to_all(
     starts_there: Int32[Array, " E"],
     counts_here: Int32[Array, " E"],
     axes: tuple[str, ...],
+    *,
+    platform: str,
 ) -> Float[Array, "P D"]:
-    """`jax.lax.ragged_all_to_all`: the one place where rows change devices. The CPU backend has none of it."""
-    return jax.lax.ragged_all_to_all(rows, into, starts, counts, starts_there, counts_here, axis_name=axes)
+    """`jax.lax.ragged_all_to_all`; for the CPU backend, which has none, the same by gathering all rows everywhere."""
+    if platform != "cpu":
+        return jax.lax.ragged_all_to_all(rows, into, starts, counts, starts_there, counts_here, axis_name=axes)
+    me = jax.lax.axis_index(axes)
+    everywhere = [jax.lax.all_gather(runs, axes) for runs in (starts, counts, starts_there)]
+    num_devices = len(everywhere[0])
+    # Of the runs of every device, those that come here. [device, run]
+    start, count, at = (runs.reshape(num_devices, num_devices, -1)[:, me] for runs in everywhere)
+    start = start + jnp.arange(num_devices, dtype=jnp.int32)[:, None] * len(rows)
+    place = jnp.arange(len(into), dtype=jnp.int32)[:, None, None] - at
+    comes = (place >= 0) & (place < count)
+    source = jnp.sum(jnp.where(comes, start + place, 0), axis=(1, 2))
+    arrived = jax.lax.all_gather(rows, axes, tiled=True)[source]
+    return jnp.where(comes.any(axis=(1, 2))[:, None], arrived, into)
 
 
 def _starts(counts: Int32[Array, "X N"]) -> Int32[Array, "X N"]:

@@ -135,6 +135,7 @@ def _shard_map(body: Body, island: PlannedIsland, mesh: Mesh, factors: AxisFacto
             stored=tuple(
                 tuple((dim, on_mesh(axes)) for dim, axes in enumerate(spec) if axes) for spec in island.stored
             ),
+            platform=mesh.devices.flat[0].platform,
         ),
         mesh=mesh,
         in_specs=tuple(spec_of(names, kept) for names, kept in zip(letters, island.stored, strict=True)),

@@ -27,10 +27,12 @@ class Parts:
       axes: by the letter of a dim, the mesh axes that it is split over, outermost first.
       stored: of every operand, the dims that are split over further axes because the operand is kept in parts, as fully
         sharded parameters are: the body gathers them (`jax.lax.all_gather`, tiled) before it computes with them.
+      platform: of the devices, as `tpu`; "" where nothing is split.
     """
 
     axes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     stored: tuple[tuple[tuple[int, tuple[str, ...]], ...], ...] = ()
+    platform: str = ""
 
     def over(self, letter: str) -> tuple[str, ...]:
         """The mesh axes that a dim is split over.
