@@ -70,9 +70,16 @@ def _ragged(
 ) -> Float32[Array, "..."]:
     # In float32, anything but HIGHEST lets TPUs round the operands to bfloat16, and GPUs to TF32.
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    return jax.lax.ragged_dot_general(
-        left, right, sizes, dims, precision=precision, preferred_element_type=jnp.dtype(jnp.float32)
-    )
+
+    # One after the other where there are several, as TPUs have no ragged contraction of batches. Slices have one each.
+    @jax.custom_batching.sequential_vmap
+    def one(left: Float[Array, "R X"], right: Float[Array, "..."], sizes: Int32[Array, " E"]) -> Float32[Array, "..."]:
+        return jax.lax.ragged_dot_general(
+            left, right, sizes, dims, precision=precision, preferred_element_type=jnp.dtype(jnp.float32)
+        )
+
+    made: Float32[Array, "..."] = one(left, right, sizes)
+    return made
 
 
 def _whole(kernels: Float[Array, "E D F"], stored: Stored, compute_dtype: jnp.dtype) -> Float[Array, "E D F"]:

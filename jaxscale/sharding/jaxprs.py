@@ -25,6 +25,7 @@ _CALLS = frozenset(
         "custom_jvp_call",
         "custom_vjp_call",
         "custom_vjp_call_jaxpr",
+        "custom_vmap_call",
         "jit",
         "on_parts",
         "pjit",
@@ -32,7 +33,7 @@ _CALLS = frozenset(
         "remat2",
     }
 )
-_CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 # The parameter that holds the programs that may be changed, by primitive. Those of custom derivatives are not here: a
 # changed body would disagree with its own derivative. Nor are kernels and `shard_map`, which see one device's part.
