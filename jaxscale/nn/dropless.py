@@ -71,7 +71,7 @@ class _Experts:
         order = jnp.argsort(chosen, stable=True)
         places = jnp.argsort(order)
         all_experts = jnp.arange(exchange.num_experts, dtype=jnp.int32)
-        counts = jnp.sum((chosen[:, None] == all_experts).astype(jnp.int32), axis=0)
+        counts = jnp.sum((chosen[:, None] == all_experts[None]).astype(jnp.int32), axis=0)
         rows = _sorted(x.reshape(b * s, d), order, places, num_chosen, self.compute_dtype)
         read, sizes = exchange.to_experts(rows, counts)
         made = self._apply(parts, read, sizes, kernels)

@@ -130,9 +130,9 @@ def _exchanged(
     me = jax.lax.axis_index(axes)
     everywhere = [jax.lax.all_gather(runs, axes) for runs in (starts, counts, starts_there)]
     num_devices = len(everywhere[0])
-    # Of the runs of every device, those that come here. [device, run]
-    start, count, at = (runs.reshape(num_devices, num_devices, -1)[:, me] for runs in everywhere)
-    start = start + jnp.arange(num_devices, dtype=jnp.int32)[:, None] * len(rows)
+    # Of the runs of every device, those that come here. [1, device, run]
+    start, count, at = (runs.reshape(1, num_devices, num_devices, -1)[:, :, me] for runs in everywhere)
+    start = start + jnp.arange(num_devices, dtype=jnp.int32)[None, :, None] * len(rows)
     place = jnp.arange(len(into), dtype=jnp.int32)[:, None, None] - at
     comes = (place >= 0) & (place < count)
     source = jnp.sum(jnp.where(comes, start + place, 0), axis=(1, 2))

@@ -75,7 +75,7 @@ def on_parts(body: Body, dims: str, *operands: jax.Array) -> jax.Array:
     if ranks != expected or len(whole.out_avals) != 1 or whole.out_avals[0].ndim != len(result):
         made = [aval.ndim for aval in whole.out_avals]
         raise UsageError(f"dims={dims!r} do not fit operands of {ranks} dims and results of {made}")
-    (made,) = _on_parts.bind(*operands, call_jaxpr=whole, body=body, dims=dims)
+    (made,) = _on_parts.bind(*operands, call_jaxpr=whole, body=body, letters=dims)
     return cast(jax.Array, made)
 
 
@@ -93,7 +93,7 @@ _on_parts = Primitive(NAME)
 _on_parts.multiple_results = True
 
 
-def _run(*operands: Any, call_jaxpr: Any, body: Body, dims: str) -> Sequence[jax.Array]:
+def _run(*operands: Any, call_jaxpr: Any, body: Body, letters: str) -> Sequence[jax.Array]:
     made: Sequence[jax.Array] = jaxpr_as_fun(call_jaxpr)(*operands)
     return made
 

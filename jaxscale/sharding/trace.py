@@ -233,7 +233,7 @@ class _Walk:
 
     def _on_parts(self, equation: Equation, program: Program, inputs: list[Value]) -> list[Value]:
         """Results of a function that devices may compute on parts: walked on the whole, and replaced as one."""
-        self._notes.on_parts(equation.params["dims"], inputs, self._source(equation))
+        self._notes.on_parts(equation.params["letters"], inputs, self._source(equation))
         was_inside, self._notes.is_inside_custom = self._notes.is_inside_custom, True
         self._calls.append(equation)
         results = self.run(program, inputs)
