@@ -229,6 +229,15 @@ def _concatenate(recorder: Recorder, equation: Equation, inputs: Sequence[Value]
     return [tuple(dims)]
 
 
+def _stack(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> list[Dims]:
+    """All operands have the same dims, and the output one more."""
+    axis = equation.params["axis"]
+    for value in inputs[1:]:
+        _link_all(recorder, inputs[0].dims, value.dims)
+    dims = inputs[0].dims
+    return [(*dims[:axis], recorder.factors.new_dim(len(inputs)), *dims[axis:])]
+
+
 def _gather(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> list[Dims]:
     """Rows by index: the dims taken whole are the operand's, the others come from the indices."""
     operand, indices = inputs
@@ -357,6 +366,7 @@ _RULES_BY_NAMES: dict[str, Rule] = {
     "dot_general": _dot_general,
     "ragged_dot ragged_dot_general": _ragged_dot,
     "concatenate": _concatenate,
+    "stack": _stack,
     "gather": _gather,
     # Made from nothing, or from keys.
     """axis_index debug_callback debug_print iota empty empty2 platform_index random_bits random_clone random_fold_in
