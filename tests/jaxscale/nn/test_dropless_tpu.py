@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (the extra tpu)"),
 ]
 
-D, E, S, NUM_SEQUENCES = 512, 16, 512, 16
+D, E, S, NUM_SEQUENCES = 512, 16, 256, 32
 
 
 def job():
@@ -55,7 +55,9 @@ def test_no_array_has_every_token_for_every_expert(mesh, tmp_path):
     # Ragged contractions by their kernel, which computes for the rows that are there.
     assert "tpu_custom_call" in text
     shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"\b(?:bf16|f32)\[([\d,]+)\]", text)}
+    # Neither matrices nor attention's scores.
+    rows = [shape for shape in shapes if shape.count(D) < 2 and shape.count(S) < 2]
     num_tokens = NUM_SEQUENCES * S // (spec.fsdp * spec.expert)
     # With an expert axis what is received is, at worst, 2 choices of every token of the axis's devices.
     most = spec.expert * 2 * num_tokens * D
-    assert max(map(math.prod, shapes)) == most < E * num_tokens * D
+    assert max(map(math.prod, rows)) == most < E * num_tokens * D
