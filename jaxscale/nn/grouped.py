@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
-# Dims of a matrix that a device has only a part of, and the mesh axes over which the others have the rest.
-Stored = tuple[tuple[int, tuple[str, ...]], ...]
+from jaxscale.sharding.on_parts import Stored
 
 # [R D] and [R F], summed over the rows of each run: [E D F].
 _BY_RUNS = jax.lax.RaggedDotDimensionNumbers(

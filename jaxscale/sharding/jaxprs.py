@@ -16,6 +16,8 @@ import jax
 from jax.extend.core import JaxprEqn, Literal
 from jax.sharding import NamedSharding
 
+from jaxscale.sharding import on_parts
+
 # Primitives that run one inner jaxpr once, on exactly their operands.
 _CALLS = frozenset(
     {
@@ -27,7 +29,7 @@ _CALLS = frozenset(
         "custom_vjp_call_jaxpr",
         "custom_vmap_call",
         "jit",
-        "on_parts",
+        on_parts.NAME,
         "pjit",
         "remat",
         "remat2",

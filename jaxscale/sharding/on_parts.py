@@ -15,8 +15,10 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxscale.errors import UsageError
 
-# A name of an equation; `jaxprs` knows it as a call of one program.
+# The name of its equations.
 NAME = "on_parts"
+# Dims of an operand, and the mesh axes over which each is kept in parts that are to be gathered.
+Stored = tuple[tuple[int, tuple[str, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Parts:
     """
 
     axes: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    stored: tuple[tuple[tuple[int, tuple[str, ...]], ...], ...] = ()
+    stored: tuple[Stored, ...] = ()
     platform: str = ""
 
     def over(self, letter: str) -> tuple[str, ...]:
@@ -42,7 +44,7 @@ class Parts:
         """
         return dict(self.axes).get(letter, ())
 
-    def stored_over(self, operand: int) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    def stored_over(self, operand: int) -> Stored:
         """The dims of an operand that are to be gathered first, and the axes over which."""
         return self.stored[operand] if self.stored else ()
 
