@@ -94,8 +94,14 @@ def test_it_is_the_loop_over_each_tokens_experts(shares, num_chosen):
     np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize(
+    ("shares", "dtype", "tolerance"),
+    [
+        *((shares, jnp.float32, 2e-6) for shares in SHARES),
+        ("mixed", jnp.bfloat16, 2e-2),
+        *(pytest.param(shares, jnp.bfloat16, 2e-2, marks=pytest.mark.slow) for shares in SHARES[1:]),
+    ],
+)
 def test_values_losses_and_gradients_are_those_of_room_for_all(shares, dtype, tolerance):
     got, expected = (value_and_gradients(config, shares, dtype) for config in (DROPLESS, roomy(DROPLESS)))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(expected)]
