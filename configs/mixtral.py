@@ -1,5 +1,7 @@
 """Recipes of the Mixtral family. To train one, name its text: `--data.datasets DIR`."""
 
+import dataclasses
+
 from jaxscale.nn.config import ExpertsConfig
 from jaxscale.nn.families import decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
@@ -79,3 +81,33 @@ def mixtral_8x7b() -> LanguageModelJob:
         load_balance_loss=0.01,
         router_z_loss=0.001,
     )
+
+
+def mixtral_tiny_dropless() -> LanguageModelJob:
+    """`mixtral_tiny` with experts that read all they are sent: 1,934,976 parameters; 2,048 tokens per step.
+
+    Command: jaxscale explain mixtral_tiny_dropless --mesh data=2,fsdp=2,tensor=2
+    Training: jaxscale train mixtral_tiny_dropless --out runs/mixtral --data.datasets tokens
+    Source: as `mixtral_tiny`.
+    Count: as `mixtral_tiny`.
+    """
+    return _dropless(mixtral_tiny())
+
+
+def mixtral_8x7b_dropless() -> LanguageModelJob:
+    """Mixtral 8x7B with experts that read all they are sent: 46,702,792,704 parameters; 4,194,304 tokens per step.
+
+    Command: jaxscale explain mixtral_8x7b_dropless --mesh fsdp=16,expert=8
+    Source: as `mixtral_8x7b`; like the paper's, these experts drop no tokens.
+    Count: as `mixtral_8x7b`.
+    """
+    return _dropless(mixtral_8x7b())
+
+
+def _dropless(job: LanguageModelJob) -> LanguageModelJob:
+    """The job with experts that have no capacity."""
+    transformer = job.transformer
+    if transformer.experts is not None:
+        experts = dataclasses.replace(transformer.experts, capacity_factor=None, group_size=None)
+        transformer = dataclasses.replace(transformer, experts=experts)
+    return dataclasses.replace(job, transformer=transformer)

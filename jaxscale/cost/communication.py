@@ -176,7 +176,7 @@ class _Walk:
         held = [self._read(at.path, variable) for variable in equation.inputs]
         experts = self._visit_experts(at, held)
         partial = self._handed_on(at, held)
-        if equation.name == "dot_general":
+        if equation.name in _CONTRACTIONS:
             partial = (*partial, *self._contracted(at))
         elif equation.name in ("reduce_sum", *_REDUCTIONS) and with_data:
             partial = tuple(dict.fromkeys((*partial, *self._reduced(at))))
@@ -206,8 +206,9 @@ class _Walk:
 
     def _contracted(self, at: "_At") -> DimAxes:
         """The axes over which a contraction leaves partial sums; operands that don't fit are sent around first."""
-        (contracted, batch) = at.equation.params["dimension_numbers"]
-        splits = [self._placement.split(at.path, variable) for variable in at.equation.inputs]
+        contracted, batch = _dims_of(at.equation)
+        operands = at.equation.inputs[:2]
+        splits = [self._placement.split(at.path, variable) for variable in operands]
         sums = [_axes_of(split, dims) for split, dims in zip(splits, contracted, strict=True)]
         rows = [_axes_of(split, dims) for split, dims in zip(splits, batch, strict=True)]
         free = [
@@ -218,7 +219,7 @@ class _Walk:
             # The gradient of an expert's weights: its tokens are with it, whatever splits them elsewhere.
             own = {a for a in self._placement.split(at.path, at.equation.outputs[0]).axes if axis_of(a) == "expert"}
             sums = [[a for a in mine if a not in own] for mine in sums]
-        for side, variable in enumerate(at.equation.inputs):
+        for side, variable in enumerate(operands):
             # Split here over an axis that the other side uses for something else: this side's parts are moved.
             gathered = tuple(a for a in sums[side] if a in free[1 - side])
             exchanged = tuple(a for a in sums[side] if a in rows[1 - side] and a not in rows[side])
@@ -229,7 +230,7 @@ class _Walk:
             sums[side] = [a for a in sums[side] if a not in (*gathered, *exchanged)]
         both = tuple(a for a in free[0] if a in free[1])
         if both:
-            self._gather(min(at.equation.inputs, key=num_bytes), both, at)
+            self._gather(min(operands, key=num_bytes), both, at)
         return tuple(dict.fromkeys((*sums[0], *sums[1])))
 
     def _reduced(self, at: "_At") -> DimAxes:
@@ -277,10 +278,8 @@ class _Walk:
         split, equation = self._placement.split(at.path, weights), at.equation
         if equation.name not in _CONTRACTIONS:
             return []
-        axes = list(split.axes)
-        if equation.name == "dot_general":
-            _, batch = equation.params["dimension_numbers"]
-            axes = _axes_of(split, batch[0 if weights is equation.inputs[0] else 1])
+        _, batch = _dims_of(equation)
+        axes = _axes_of(split, batch[0 if weights is equation.inputs[0] else 1])
         return [a for a in axes if axis_of(a) == "expert"]
 
     def add_up_all(self, variables: Sequence[Any], at: "_At") -> None:
@@ -347,6 +346,19 @@ class _Walk:
                 source=source or at.equation.source,
             )
         )
+
+
+_Dims = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _dims_of(equation: Equation) -> tuple[_Dims, _Dims]:
+    """Of both operands of a contraction the dims that it sums over, and those in step: rows go with their matrix."""
+    if equation.name == "dot_general":
+        contracted, batch = equation.params["dimension_numbers"]
+        return contracted, batch
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    contracted, (left, right) = numbers.dot_dimension_numbers
+    return contracted, (left, (*right, *numbers.rhs_group_dimensions))
 
 
 def _axes_of(split: Split, dims: Sequence[int]) -> list[str]:

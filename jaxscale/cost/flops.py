@@ -16,7 +16,7 @@ from jaxscale.sharding.jaxprs import Branches, Call, Equation, Program, Scan, Wh
 # Primitives that move or name values and compute none.
 _MOVE_NAMES = """bitcast_convert_type broadcast_in_dim concatenate copy copy_p convert_element_type device_put
 dynamic_slice dynamic_update_slice empty empty2 gather iota name optimization_barrier pad pvary random_seed
-random_unwrap random_wrap reshape rev scatter sharding_constraint slice split squeeze stop_gradient transpose"""
+random_unwrap random_wrap reshape rev scatter sharding_constraint slice split squeeze stack stop_gradient transpose"""
 # Primitives whose work is per element of what they read.
 _BY_INPUT_NAMES = """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
 scatter-add scatter_add scatter-mul sort top_k"""

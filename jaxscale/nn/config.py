@@ -53,15 +53,16 @@ class ExpertsConfig:
       num_experts: E.
       num_experts_per_token: how many of them read a token.
       capacity_factor: an expert reads at most this times its even share of a group's tokens; the rest pass it by.
-        At num_experts / num_experts_per_token none ever does.
+        At num_experts / num_experts_per_token none ever does. None for experts that read all that they are sent
+        (dropless), at the FLOPs of what is read; see `jaxscale.nn.dropless`.
       group_size: tokens of one sequence that share the experts' capacity, where the sequence is longer. Dispatching
-        costs FLOPs in proportion to it, and small groups drop more.
+        costs FLOPs in proportion to it, and small groups drop more. None where there is no capacity.
     """
 
     num_experts: int
     num_experts_per_token: int
-    capacity_factor: float
-    group_size: int
+    capacity_factor: float | None
+    group_size: int | None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_experts_per_token <= self.num_experts:
@@ -69,9 +70,14 @@ class ExpertsConfig:
                 f"num_experts_per_token={self.num_experts_per_token} must be between 1 and "
                 f"num_experts={self.num_experts}"
             )
-        if not self.capacity_factor > 0.0:
+        if (self.capacity_factor is None) != (self.group_size is None):
+            raise UsageError(
+                f"capacity_factor={self.capacity_factor} and group_size={self.group_size} belong together; None for "
+                "both makes experts that read all that they are sent"
+            )
+        if self.capacity_factor is not None and not self.capacity_factor > 0.0:
             raise UsageError(f"capacity_factor={self.capacity_factor} must be above 0; 1.25 is usual")
-        if self.group_size < 1:
+        if self.group_size is not None and self.group_size < 1:
             raise UsageError(f"group_size={self.group_size} must be at least 1")
 
     def capacity(self, num_tokens: int) -> int:
@@ -81,6 +87,8 @@ class ExpertsConfig:
         >>> config.capacity(512)
         160
         """
+        if self.capacity_factor is None:
+            return num_tokens
         share = num_tokens * self.num_experts_per_token / self.num_experts
         return min(math.ceil(share * self.capacity_factor), num_tokens)
 

@@ -11,10 +11,10 @@ from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.embeddings import Table
-from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.layers import Surroundings, extend_layers, make_layers, run_layers
 from jaxscale.nn.norm import make_norm
+from jaxscale.nn.router import RouterLosses
 from jaxscale.nn.transformer import (
     allowed_positions,
     cached_surroundings,

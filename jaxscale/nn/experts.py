@@ -1,41 +1,25 @@
-"""Mixture of experts: a router sends every token to a few of E MLPs, each of which has room for so many.
+"""Mixture of experts: a router sends every token to a few of E MLPs, which read all of them or have room for so many.
 
-Shapes are static. Tokens are routed in groups, each within one sequence, so that a group's places are counted without
-asking other devices. A token whose expert is full passes it by, and only the residual stream carries it on.
+With a capacity, tokens are routed in groups, each within one sequence, so that a group's places are counted without
+asking other devices. A token whose expert is full passes it by, and only the residual stream carries it on. Without
+one, every expert reads what it is sent (`dropless`).
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Float32, Key
+from jaxtyping import Array, Float, Float32, Key
 
 from jaxscale.errors import UsageError
 from jaxscale.nn.config import ExpertsConfig
+from jaxscale.nn.dropless import read_by_all_chosen
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.linear import Linear, contract
 from jaxscale.nn.mlp import ACTIVATIONS
-
-
-class RouterLosses(NamedTuple):
-    """What keeps a router usable, sequence by sequence; their mean is to be weighted and added to the loss.
-
-    A sequence has a balance of its own, as GShard's groups have theirs, so that a batch's losses are the means of its
-    parts' and no device asks another one which experts its tokens took.
-
-    Attributes:
-      load_balance: E times the sum over experts of (share of the choices) * (mean probability): 1 where both are even.
-        Reference: Lepikhin et al. 2020 (GShard), algorithm 1, https://arxiv.org/abs/2006.16668; Fedus et al. 2021
-        (Switch), section 2.2, equation 4, https://arxiv.org/abs/2101.03961
-      z: the mean over tokens of log(sum(exp(router logits)))^2.
-        Reference: Zoph et al. 2022 (ST-MoE), section 3.1, equation 5, https://arxiv.org/abs/2202.08906
-    """
-
-    load_balance: Float32[Array, " B"]
-    z: Float32[Array, " B"]
+from jaxscale.nn.router import RouterLosses, choose, router_losses
 
 
 class Routing(NamedTuple):
@@ -55,48 +39,27 @@ class Routing(NamedTuple):
 def route(logits: Float32[Array, "B N G E"], *, num_chosen: int, capacity: int) -> Routing:
     """Chooses each token's experts, and its place in each of them.
 
-    Places are given to all first choices in the order of the tokens, then to all second ones, and so on. The weights of
-    a token's chosen experts are their probabilities, made to sum to 1 where it has several.
+    Places are given to all first choices in the order of the tokens, then to all second ones, and so on.
 
     Args:
       logits: of the G tokens of N groups of B sequences.
       num_chosen: experts per token.
       capacity: C, places of an expert in a group.
 
-    Reference: Lepikhin et al. 2020 (GShard), section 2.2 and algorithm 1, https://arxiv.org/abs/2006.16668; for the
-      weights Jiang et al. 2024 (Mixtral), section 2.1, https://arxiv.org/abs/2401.04088
+    Reference: Lepikhin et al. 2020 (GShard), section 2.2 and algorithm 1, https://arxiv.org/abs/2006.16668
     """
-    num_experts = logits.shape[-1]
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    picks = _picks(probabilities, num_chosen)
-    weights = [jnp.sum(jnp.where(picked, probabilities, 0.0), axis=-1) for picked in picks]
-    if num_chosen > 1:
-        weights = [weight / sum(weights) for weight in weights]
+    choices = choose(logits, num_chosen)
     places = jnp.arange(capacity, dtype=jnp.int32).reshape(1, 1, 1, 1, capacity)
-    num_taken = jnp.zeros((*logits.shape[:2], 1, num_experts), jnp.int32)
+    num_taken = jnp.zeros((*logits.shape[:2], 1, logits.shape[-1]), jnp.int32)
     dispatch = combine = jnp.zeros((*logits.shape, capacity), jnp.float32)
-    for picked, weight in zip((pick.astype(jnp.int32) for pick in picks), weights, strict=True):
+    for pick, weight in zip(choices.picks, choices.weights, strict=True):
+        picked = pick.astype(jnp.int32)
         place = num_taken + jnp.cumsum(picked, axis=2) - picked
         num_taken = num_taken + jnp.sum(picked, axis=2, keepdims=True)
         taken = (picked[..., None] > 0) & (place[..., None] == places)
         dispatch = dispatch + taken.astype(jnp.float32)
         combine = combine + jnp.where(taken, weight[..., None, None], 0.0)
-    share = num_taken.astype(jnp.float32).mean(axis=(1, 2)) / (logits.shape[2] * num_chosen)
-    load_balance = num_experts * jnp.sum(share * probabilities.mean(axis=(1, 2)), axis=-1)
-    z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), axis=(1, 2))
-    return Routing(dispatch, combine, RouterLosses(load_balance, z))
-
-
-def _picks(probabilities: Float32[Array, "B N G E"], num_chosen: int) -> list[Bool[Array, "B N G E"]]:
-    """True at each token's first choice, then at its second, and so on; of equal ones the first comes first.
-
-    `jax.lax.top_k` finds the same, but sorts: XLA then brings the tokens of all devices together.
-    """
-    picks: list[Bool[Array, "B N G E"]] = []
-    for _ in range(num_chosen):
-        left = functools.reduce(lambda rest, pick: jnp.where(pick, -1.0, rest), picks, probabilities)
-        picks.append(jax.nn.one_hot(jnp.argmax(left, axis=-1), left.shape[-1], dtype=jnp.int32) > 0)
-    return picks
+    return Routing(dispatch, combine, router_losses(logits, choices))
 
 
 class Experts(nnx.Module):
@@ -148,8 +111,23 @@ class Experts(nnx.Module):
         Raises:
           UsageError: S is above `group_size` and no multiple of it.
         """
+        if self.config.group_size is None:
+            return self._read_all(x, compute_dtype)
+        return self._read_groups(x, min(self.config.group_size, x.shape[1]), compute_dtype)
+
+    def _read_all(
+        self, x: Float[Array, "B S D"], compute_dtype: DTypeLike
+    ) -> tuple[Float32[Array, "B S D"], RouterLosses]:
+        logits = self.router(x.astype(jnp.float32), jnp.float32)
+        choices = choose(logits, self.config.num_experts_per_token)
+        kernels = [kernel[...] for kernel in (self.gate, self.up, self.down) if kernel is not None]
+        out = read_by_all_chosen(x, choices, kernels, activation=self.activation, compute_dtype=compute_dtype)
+        return out, router_losses(logits, choices)
+
+    def _read_groups(
+        self, x: Float[Array, "B S D"], size: int, compute_dtype: DTypeLike
+    ) -> tuple[Float32[Array, "B S D"], RouterLosses]:
         b, s, d = x.shape
-        size = min(self.config.group_size, s)
         if s % size:
             raise UsageError(f"sequence of {s} tokens must be a multiple of experts.group_size={size}")
         groups = x.reshape(b, s // size, size, d)

@@ -33,8 +33,8 @@ from jaxscale.errors import UsageError
 from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.encoder_decoder import EncoderDecoder
-from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.linear import contract
+from jaxscale.nn.router import RouterLosses
 from jaxscale.nn.transformer import Transformer
 
 # A nested dict with string keys whose leaves are arrays.

@@ -177,7 +177,7 @@ def without_limits(config: TransformerConfig) -> TransformerConfig:
     Args:
       config: the model.
     """
-    if config.experts is None:
+    if config.experts is None or config.experts.capacity_factor is None:
         return config
     share = config.experts.num_experts / config.experts.num_experts_per_token
     return dataclasses.replace(config, experts=dataclasses.replace(config.experts, capacity_factor=share, group_size=1))

@@ -14,11 +14,12 @@ from jaxscale.nn.attention import Attention
 from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
-from jaxscale.nn.experts import Experts, RouterLosses
+from jaxscale.nn.experts import Experts
 from jaxscale.nn.keys import named_key, numbered_keys
 from jaxscale.nn.linear import residual_stddev
 from jaxscale.nn.mlp import MLP
 from jaxscale.nn.norm import make_norm
+from jaxscale.nn.router import RouterLosses
 
 # So few layers compile quickly without a loop, and a training step takes a sixth less time on CPU: XLA zeroes what a
 # loop keeps for the backward pass.

@@ -84,4 +84,5 @@ def _shrink_experts(experts: ExpertsConfig | None) -> ExpertsConfig | None:
     if experts is None:
         return None
     num_experts = max(min(experts.num_experts, _MAX_EXPERTS), experts.num_experts_per_token)
-    return dataclasses.replace(experts, num_experts=num_experts, group_size=min(experts.group_size, _GROUP_SIZE))
+    group_size = None if experts.group_size is None else min(experts.group_size, _GROUP_SIZE)
+    return dataclasses.replace(experts, num_experts=num_experts, group_size=group_size)

@@ -13,12 +13,12 @@ from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
 from jaxscale.nn.embeddings import Embeddings
-from jaxscale.nn.experts import RouterLosses
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.layers import Surroundings, extend_layers, make_layers, run_layers
 from jaxscale.nn.linear import Linear, contract
 from jaxscale.nn.norm import make_norm
 from jaxscale.nn.relative_positions import RelativePositions
+from jaxscale.nn.router import RouterLosses
 
 
 class Transformer(nnx.Module):

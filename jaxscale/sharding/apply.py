@@ -29,4 +29,5 @@ def apply_plan(
       UsageError: the mesh has another spec; the loss depends on the order of a dim that is stored in another one; or
         an activation of these shapes does not divide as planned. Nothing has been compiled then.
     """
-    return compute_stored(loss, plan.layouts(params), params, *inputs, pins=plan.activation_shardings(mesh))
+    pins, islands = plan.activation_shardings(mesh), plan.islands_on(mesh)
+    return compute_stored(loss, plan.layouts(params), params, *inputs, pins=pins, islands=islands)

@@ -12,6 +12,7 @@ from jaxscale.sharding.activations import StoredDims, activations_of
 from jaxscale.sharding.choices import Choices, nothing_placed
 from jaxscale.sharding.exchanges import exchanges_of, returns_of
 from jaxscale.sharding.graph import Graph, Leaf
+from jaxscale.sharding.islands import islands_of
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.pins import AddedRule, Pin, in_order, pinned
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
@@ -98,6 +99,7 @@ def plan_with(graph: Graph, mesh: MeshSpec, limits: Limits, choices: Choices) ->
             returns_of(graph, mesh, splits),
         ),
         not_understood=graph.not_understood,
+        islands=islands_of(graph, mesh, specs, splits),
     )
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxscale.sharding import jaxprs
+from jaxscale.sharding import jaxprs, on_parts
 from jaxscale.sharding.follow_rules import RULES, lost
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan
 from jaxscale.sharding.marks import Axes, Diary, Event, unmarked
 
-# Their bodies are not changed: a changed body would disagree with its own derivative.
-_CUSTOM_DERIVATIVES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+# Their bodies are not changed: of a custom derivative a changed one would disagree with the derivative, and a function
+# on parts is replaced as one.
+_NOT_CHANGED = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", on_parts.NAME})
 
 
 def follow(program: Program, axes: Sequence[Axes]) -> tuple[list[Axes], list[Event]]:
@@ -47,7 +48,7 @@ class _Walk:
             case Branches(branches):
                 return self._branches(equation, branches, inputs[1:], at)
             case Call(program):
-                return self.run(program, inputs, None if equation.name in _CUSTOM_DERIVATIVES else at)
+                return self.run(program, inputs, None if equation.name in _NOT_CHANGED else at)
             case _:
                 # Of a `while` the condition is not walked, so that nothing can be said of what it reads.
                 self._stand_at(equation, at)

@@ -111,6 +111,20 @@ class Activation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OnParts:
+    """A function that the devices may compute on their own parts of its operands; see `on_parts`."""
+
+    address: Address
+    # The letters of the dims.
+    dims: str
+    operands: tuple[Dims, ...]
+    # Of every operand that does not depend on the batch, the parameters (positions among the leaves) it is made of.
+    parameters: tuple[frozenset[int], ...]
+    # The user's line that made it.
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Concatenation:
     """A dim that is several dims one after the other: joined by `concatenate`, or taken apart by `split` or slices.
 
@@ -174,6 +188,7 @@ class Graph:
     concatenations: tuple[Concatenation, ...] = ()
     # Pairs of a dim and a slice of it (or a padding): what splits the first can split the second where it divides.
     slices: tuple[tuple[Dim, Dim], ...] = ()
+    on_parts: tuple[OnParts, ...] = ()
     constants: tuple[Constant, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     # Factors that a primitive made which is not understood: what they are split over is not known.

@@ -16,6 +16,8 @@ import jax
 from jax.extend.core import JaxprEqn, Literal
 from jax.sharding import NamedSharding
 
+from jaxscale.sharding import on_parts
+
 # Primitives that run one inner jaxpr once, on exactly their operands.
 _CALLS = frozenset(
     {
@@ -25,13 +27,15 @@ _CALLS = frozenset(
         "custom_jvp_call",
         "custom_vjp_call",
         "custom_vjp_call_jaxpr",
+        "custom_vmap_call",
         "jit",
+        on_parts.NAME,
         "pjit",
         "remat",
         "remat2",
     }
 )
-_CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 # The parameter that holds the programs that may be changed, by primitive. Those of custom derivatives are not here: a
 # changed body would disagree with its own derivative. Nor are kernels and `shard_map`, which see one device's part.
@@ -52,7 +56,10 @@ _REMATERIALIZED = frozenset({"checkpoint", "remat", "remat2"})
 Address = tuple[int, ...]
 _SITE_PACKAGES = pathlib.Path(jax.__file__).parent.parent
 _SHARDING = pathlib.Path(__file__).parent
-_LIBRARY_FOLDERS = tuple(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping"))
+_LIBRARIES = (
+    *(str(_SITE_PACKAGES / name) for name in ("jax", "flax", "optax", "jaxtyping")),
+    str(_SHARDING / "on_parts.py"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Equation:
         """`file.py:line` of the user's code that made it; empty where jax kept none."""
         raised = self.source_info.traceback
         for frame in [] if raised is None else raised.frames:
-            if not frame.file_name.startswith(_LIBRARY_FOLDERS):
+            if not frame.file_name.startswith(_LIBRARIES):
                 return f"{pathlib.PurePath(frame.file_name).name}:{frame.line_num}"
         return ""
 
@@ -206,7 +213,7 @@ def constrained(equation: Equation) -> tuple[tuple[int, tuple[str, ...]], ...]:
 def line_of(error: BaseException) -> str:
     """`file.py:line` of the innermost line of the user's that an error passed through; empty where there is none."""
     frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY_FOLDERS, str(_SHARDING)))]
+    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, str(_SHARDING)))]
     return f"{pathlib.PurePath(users[-1].filename).name}:{users[-1].lineno}" if users else ""
 
 

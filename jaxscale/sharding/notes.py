@@ -19,6 +19,7 @@ from jaxscale.sharding.graph import (
     Kind,
     Leaf,
     NotUnderstood,
+    OnParts,
     Operand,
     Reduction,
 )
@@ -50,6 +51,7 @@ class _Reduced:
 @dataclasses.dataclass(frozen=True)
 class _LookedUp:
     dim: Dim
+    of_data: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,16 @@ class _Made:
 
 
 @dataclasses.dataclass(frozen=True)
+class _OnParts:
+    """A function that may be computed on parts."""
+
+    address: Address
+    dims: str
+    operands: tuple[Value, ...]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _Joined:
     dim: Dim
     parts: tuple[Dim, ...]
@@ -99,7 +111,7 @@ class _Unknown:
     dims: Dims
 
 
-_Note = _Contracted | _Reduced | _LookedUp | _Scanned | _Routed | _Made | _Joined | _Cut | _Unknown
+_Note = _Contracted | _Reduced | _LookedUp | _Scanned | _Routed | _Made | _OnParts | _Joined | _Cut | _Unknown
 _N = TypeVar("_N")
 
 
@@ -152,9 +164,9 @@ class Notes:
             num_outputs = num_elements(equation.output_shapes[0])
             self._notes.append(_Reduced(tuple(operand.dims[axis] for axis in axes), num_outputs, self.num_runs))
 
-    def lookup(self, dim: Dim) -> None:
-        """Notes that `dim` is indexed by something that depends on the batch."""
-        self._notes.append(_LookedUp(dim))
+    def lookup(self, dim: Dim, *, of_data: bool = False) -> None:
+        """Notes that `dim` is indexed by something that depends on the batch, and whether it is one of such itself."""
+        self._notes.append(_LookedUp(dim, of_data))
 
     def route(self, dim: Dim) -> None:
         """Notes that the batch decides where along `dim` something goes."""
@@ -186,6 +198,11 @@ class Notes:
             if value.is_data and value.shape
         ]
 
+    def on_parts(self, dims: str, operands: Sequence[Value], source: str) -> None:
+        """Notes a function that devices may compute on their own parts, where its equation can be replaced."""
+        if not self.is_inside_custom:
+            self._notes.append(_OnParts(self.address, dims, tuple(operands), source))
+
     def scan(self, dim: Dim) -> None:
         """Notes that a scan goes through `dim` one by one."""
         self._notes.append(_Scanned(dim))
@@ -210,6 +227,8 @@ class Notes:
         activations = [self._activation(note, numbers) for note in self._of(_Made)]
         dims = [dim for leaf in leaves for dim in leaf.dims] + [dim for made in activations for dim in made.dims]
         concatenations, slices = self._concatenations(), self._slices()
+        functions = tuple(self._function(note) for note in self._of(_OnParts))
+        dims += [dim for function in functions for operand in function.operands for dim in operand]
         dims += [dim for c in concatenations for dim in (c.dim, *c.parts)] + [dim for pair in slices for dim in pair]
         factors = {f for dim in dims for f in dim}.union(*(c.factors for c in contractions))
         return Graph(
@@ -221,11 +240,12 @@ class Notes:
                 for note in self._of(_Reduced)
             ),
             scanned=self._union([note.dim for note in self._of(_Scanned)]),
-            looked_up=self._union([note.dim for note in self._of(_LookedUp)]),
+            looked_up=self._union([note.dim for note in self._of(_LookedUp) if not note.of_data]),
             not_understood=_not_understood(self._of(_Unknown)),
             routed=self._union([note.dim for note in self._of(_Routed)]),
             activations=tuple(activations),
             concatenations=concatenations,
+            on_parts=functions,
             constants=constants,
             unknown=self._union([dim for note in self._of(_Unknown) for dim in note.dims]),
             slices=slices,
@@ -243,6 +263,15 @@ class Notes:
             dims=self._resolved(note.dims),
             contraction=numbers[id(note.of)] if note.of else None,
             indexed=self._union(note.indexed),
+        )
+
+    def _function(self, note: _OnParts) -> OnParts:
+        return OnParts(
+            address=note.address,
+            dims=note.dims,
+            operands=tuple(self._resolved(value.dims) for value in note.operands),
+            parameters=tuple(value.origins for value in note.operands),
+            source=note.source,
         )
 
     def _concatenations(self) -> tuple[Concatenation, ...]:

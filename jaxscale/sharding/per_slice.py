@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxscale.sharding.plan import ShardingPlan
-from jaxscale.sharding.specs import Spec
+from jaxscale.sharding.specs import DimAxes, Spec
 
 AXIS = "slice"
 
@@ -45,7 +45,15 @@ def part_plan(plan: ShardingPlan) -> ShardingPlan:
         )
         for made in plan.activations
     )
-    return dataclasses.replace(plan, leaves=leaves, activations=activations)
+    islands = tuple(
+        dataclasses.replace(
+            island,
+            axes={letter: inside for letter, axes in island.axes.items() if (inside := _without_slice(axes))},
+            stored=tuple(map(_inside, island.stored)),
+        )
+        for island in plan.islands
+    )
+    return dataclasses.replace(plan, leaves=leaves, activations=activations, islands=islands)
 
 
 def cut(batch: Any, num_slices: int, shardings: Any) -> Any:
@@ -89,7 +97,11 @@ def _split(x: jax.Array, inside: NamedSharding) -> jax.Array:
 
 
 def _inside(spec: Spec) -> Spec:
-    return tuple(tuple(axis for axis in axes if axis != AXIS) for axes in spec)
+    return tuple(map(_without_slice, spec))
+
+
+def _without_slice(axes: DimAxes) -> DimAxes:
+    return tuple(axis for axis in axes if axis != AXIS)
 
 
 def _part(plan: ShardingPlan, shape: tuple[int, ...], spec: Spec) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from jaxscale.mesh import MeshSpec, axis_of, in_parts, spec_of
 from jaxscale.observe.units import format_bytes
 from jaxscale.sharding.activations import PlannedActivation
 from jaxscale.sharding.graph import NotUnderstood, Role, path_of
+from jaxscale.sharding.islands import IslandsOnMesh, PlannedIsland
 from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.layouts import StoredLayout
 from jaxscale.sharding.limits import Limits
@@ -84,6 +85,7 @@ class ShardingPlan:
       leaves: parameters, then the batch, then the optimizer's state.
       activations: the intermediate results worth pinning, in the order of the loss's program.
       not_understood: the operations that linked nothing, so that dims which meet only there are planned apart.
+      islands: the functions that each device computes on its own parts.
     """
 
     mesh: MeshSpec
@@ -91,6 +93,7 @@ class ShardingPlan:
     leaves: tuple[PlannedLeaf, ...]
     activations: tuple[PlannedActivation, ...]
     not_understood: tuple[NotUnderstood, ...]
+    islands: tuple[PlannedIsland, ...] = typed_json.added(())
 
     @property
     def factors(self) -> AxisFactors:
@@ -192,6 +195,14 @@ class ShardingPlan:
             for made in self.activations
         }
 
+    def islands_on(self, mesh: Mesh) -> IslandsOnMesh:
+        """The functions that each device computes on its own parts, on a mesh.
+
+        Raises:
+          UsageError: the mesh has another spec.
+        """
+        return IslandsOnMesh(islands=self.islands, mesh=self.device_mesh(mesh), factors=self.factors)
+
     def total_bytes_per_device(self, role: Role) -> int:
         """The bytes of all leaves of one role that one device holds."""
         return sum(leaf.bytes_per_device for leaf in self.leaves if leaf.role == role)
@@ -215,6 +226,7 @@ class ShardingPlan:
         if self.activations:
             lines += ["", f"{len(self.activations)} results are pinned where the program makes them:"]
             lines += render_table([_activation_row(made, sources or {}) for made in self.activations])
+        lines += [line for island in self.islands for line in ("", island.text())]
         if not self.not_understood:
             return "\n".join([*lines, "", "not understood: nothing; every operation was followed"])
         lines += ["", "not understood, so that dims which meet only there are planned apart:"]

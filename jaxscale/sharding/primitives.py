@@ -45,8 +45,8 @@ class Recorder(Protocol):
     def reduction(self, equation: Equation, operand: Value, axes: Sequence[int]) -> None:
         """Notes a reduction of `operand` over `axes`."""
 
-    def lookup(self, dim: Dim) -> None:
-        """Notes that `dim` is indexed by something that depends on the batch."""
+    def lookup(self, dim: Dim, *, of_data: bool = False) -> None:
+        """Notes that `dim` is indexed by something that depends on the batch, and whether it is one of such itself."""
 
     def route(self, dim: Dim) -> None:
         """Notes that the batch decides where along `dim` something goes."""
@@ -193,6 +193,29 @@ def _dot_general(recorder: Recorder, equation: Equation, inputs: Sequence[Value]
     return [(*batch, *left_free, *right_free)]
 
 
+def _ragged_dot(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> list[Dims]:
+    """Rows that lie in runs, each contracted with the right operand's part for its run; or summed run by run."""
+    left, right, sizes = inputs[:3]
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (left_contracted, right_contracted), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    for mine, theirs in zip((*left_contracted, *left_batch), (*right_contracted, *right_batch), strict=True):
+        recorder.factors.link(left.dims[mine], right.dims[theirs])
+    runs = sizes.dims[-1]
+    for axis in numbers.rhs_group_dimensions:
+        recorder.factors.link(right.dims[axis], runs)
+    if sizes.is_data:
+        recorder.route(runs)
+    batch = [left.dims[axis] for axis in left_batch]
+    gone = {*right_contracted, *right_batch, *numbers.rhs_group_dimensions}
+    left_free = [dim for axis, dim in enumerate(left.dims) if axis not in {*left_contracted, *left_batch}]
+    right_free = [dim for axis, dim in enumerate(right.dims) if axis not in gone]
+    if not numbers.rhs_group_dimensions:
+        # What the gradient of the other form is; no rule has a use for it.
+        return [(runs, *batch, *left_free, *right_free)]
+    recorder.contraction(equation, left, right, [left.dims[axis] for axis in left_contracted], [*batch, runs])
+    return [(*batch, *left_free, *right_free)]
+
+
 def _concatenate(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> list[Dims]:
     axis = equation.params["dimension"]
     dims = list(inputs[0].dims)
@@ -206,6 +229,15 @@ def _concatenate(recorder: Recorder, equation: Equation, inputs: Sequence[Value]
     return [tuple(dims)]
 
 
+def _stack(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> list[Dims]:
+    """All operands have the same dims, and the output one more."""
+    axis = equation.params["axis"]
+    for value in inputs[1:]:
+        _link_all(recorder, inputs[0].dims, value.dims)
+    dims = inputs[0].dims
+    return [(*dims[:axis], recorder.factors.new_dim(len(inputs)), *dims[axis:])]
+
+
 def _gather(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> list[Dims]:
     """Rows by index: the dims taken whole are the operand's, the others come from the indices."""
     operand, indices = inputs
@@ -213,7 +245,7 @@ def _gather(recorder: Recorder, equation: Equation, inputs: Sequence[Value]) -> 
     indexed = set(numbers.start_index_map)
     if indices.is_data:
         for axis in indexed - {a for a in indexed if equation.params["slice_sizes"][a] == operand.shape[a]}:
-            recorder.lookup(operand.dims[axis])
+            recorder.lookup(operand.dims[axis], of_data=operand.is_data)
     for mine, theirs in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         recorder.factors.link(operand.dims[mine], indices.dims[theirs])
     dims = list(recorder.factors.new_dims(shape))
@@ -332,7 +364,9 @@ _RULES_BY_NAMES: dict[str, Rule] = {
     "reshape": _reshape,
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin": _reduce,
     "dot_general": _dot_general,
+    "ragged_dot ragged_dot_general": _ragged_dot,
     "concatenate": _concatenate,
+    "stack": _stack,
     "gather": _gather,
     # Made from nothing, or from keys.
     """axis_index debug_callback debug_print iota empty empty2 platform_index random_bits random_clone random_fold_in

@@ -38,7 +38,7 @@ def partition_spec(spec: Spec, factors: AxisFactors | None = None) -> PartitionS
     (('tensor[1:2]', 'tensor[2:8]'), 'fsdp')
     """
     factors = factors or {}
-    named = [[name for entry in axes for name in _names_on_mesh(entry, factors)] for axes in spec]
+    named = [[name for entry in axes for name in names_on_mesh(entry, factors)] for axes in spec]
     entries = [names[0] if len(names) == 1 else tuple(names) or None for names in named]
     while entries and entries[-1] is None:
         entries.pop()
@@ -139,8 +139,12 @@ def legal_sizes(size: int) -> str:
     return ", ".join(str(n) for n in range(1, min(size, 1024) + 1) if size % n == 0)
 
 
-def _names_on_mesh(entry: str, factors: AxisFactors) -> list[str]:
-    """The axes of a factored mesh that an entry stands for."""
+def names_on_mesh(entry: str, factors: AxisFactors) -> list[str]:
+    """The axes of a factored mesh that an entry stands for.
+
+    >>> names_on_mesh("tensor", {"tensor": (2, 4)}), names_on_mesh("fsdp", {"tensor": (2, 4)})
+    (['tensor[1:2]', 'tensor[2:8]'], ['fsdp'])
+    """
     axis = axis_of(entry)
     if axis not in factors:
         return [entry]

@@ -18,6 +18,7 @@ import jax
 from jaxscale.errors import UsageError
 from jaxscale.sharding import constrain, rewrite
 from jaxscale.sharding.follow import follow
+from jaxscale.sharding.islands import IslandsOnMesh
 from jaxscale.sharding.jaxprs import Address, Program
 from jaxscale.sharding.layouts import Layouts, StoredLayout, windows
 from jaxscale.sharding.marks import Axes, Cut, Event, Lost, Mark, Met, TakenApart, is_mark
@@ -25,7 +26,11 @@ from jaxscale.sharding.rewrite import Edit, Operation
 
 
 def compute_stored(
-    function: Callable[..., Any], layouts: Layouts, *example_arguments: Any, pins: constrain.Pins | None = None
+    function: Callable[..., Any],
+    layouts: Layouts,
+    *example_arguments: Any,
+    pins: constrain.Pins | None = None,
+    islands: IslandsOnMesh | None = None,
 ) -> Callable[..., Any]:
     """The function of arguments some leaves of which are stored in another order.
 
@@ -36,13 +41,14 @@ def compute_stored(
       layouts: by the position of a leaf in `jax.tree.leaves(example_arguments)`.
       *example_arguments: trees of arrays, or of `jax.ShapeDtypeStruct`; nothing is computed.
       pins: what to constrain as well, as for `constrain`, by addresses in the program of `function` as it is.
+      islands: what each device computes on its own parts, by such addresses too.
 
     Raises:
       UsageError: the function depends on the order of a dim that is stored in another one, or cuts it elsewhere than
         between its parts: the message names the user's line.
     """
     traced = rewrite.trace(function, *example_arguments)
-    edits = edits_of(traced.jaxpr, layouts)
+    edits = edits_of(traced.jaxpr, layouts) | (islands.edits_of(traced.jaxpr) if islands else {})
     for address, pinned in constrain.edits_of(traced.jaxpr, pins or {}).items():
         replacement = edits[address].replacement if address in edits else None
         edits[address] = Edit(replacement=replacement, passed_on=pinned.passed_on)

@@ -16,7 +16,7 @@ import jax
 import optax
 
 from jaxscale.errors import JaxscaleError, UsageError
-from jaxscale.sharding import jaxprs
+from jaxscale.sharding import jaxprs, on_parts
 from jaxscale.sharding.factors import Dim, Dims
 from jaxscale.sharding.graph import Constant, Constraint, Graph, Kind, Leaf, Role, path_of
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Island, Program, Scan, While
@@ -216,6 +216,8 @@ class _Walk:
     def _call(self, equation: Equation, program: Program, inputs: list[Value]) -> list[Value]:
         """The outputs of a called program; those of a custom derivative's are only pinned at its boundary."""
         address, is_custom = self._notes.address, equation.name.startswith("custom_")
+        if equation.name == on_parts.NAME:
+            return self._on_parts(equation, program, inputs)
         since, was_inside, was_again = len(self._notes), self._notes.is_inside_custom, self._notes.is_recomputed
         self._notes.is_inside_custom = was_inside or is_custom
         self._notes.is_recomputed = was_again or jaxprs.is_recomputed(equation)
@@ -228,6 +230,16 @@ class _Walk:
             self._notes.address = address
             self._notes.made("boundary", results, since)
         return results
+
+    def _on_parts(self, equation: Equation, program: Program, inputs: list[Value]) -> list[Value]:
+        """Results of a function that devices may compute on parts: walked on the whole, and replaced as one."""
+        self._notes.on_parts(equation.params["letters"], inputs, self._source(equation))
+        was_inside, self._notes.is_inside_custom = self._notes.is_inside_custom, True
+        self._calls.append(equation)
+        results = self.run(program, inputs)
+        self._calls.pop()
+        self._notes.is_inside_custom = was_inside
+        return [dataclasses.replace(value, made_by=None) for value in results]
 
     def _island(self, equation: Equation, island: Island, inputs: list[Value]) -> list[Value]:
         """Results of a `shard_map`: its body is walked on the parts, whose dims are what the cuts leave."""

@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 LIMITS = Limits(small_leaf_bytes=0)
 RECIPES = (
     *("llama2_7b", "llama2_70b", "llama3_8b", "llama3_70b", "llama3_405b", "gpt2", "gpt3_175b", "palm_8b"),
-    *("palm_540b", "mixtral_8x7b", "t5_large", "bert_base"),
+    *("palm_540b", "mixtral_8x7b", "mixtral_8x7b_dropless", "t5_large", "bert_base"),
 )
 # Packed documents add two leaves to the batch, which meet both the queries and the keys of attention.
 PACKED_CASES = [
@@ -27,8 +27,20 @@ PACKED_CASES = [
     *[("palm_8b", "tensor=4"), ("gpt2", "data=2,fsdp=2,tensor=2"), ("llama3_8b", "fsdp=2,sequence=4")],
 ]
 # Those that take the least time stand for all where only the fast tests run.
-FAST = {("llama3_70b", "tensor=4"), ("llama3_70b", "data=2,fsdp=2,tensor=2")}
-CASES = [(name, mesh) for name in RECIPES for mesh in MESHES] + [("mixtral_8x7b", "expert=4,tensor=2")]
+FAST = {
+    ("llama3_70b", "tensor=4"),
+    ("llama3_70b", "data=2,fsdp=2,tensor=2"),
+    ("mixtral_8x7b_dropless", "data=2,fsdp=2,tensor=2"),
+    ("mixtral_8x7b_dropless", "fsdp=2,expert=2,tensor=2"),
+}
+# With an expert axis too: dropless experts exchange rows, on emulated devices by gathering them.
+EXPERT_CASES = [
+    ("mixtral_8x7b", "expert=4,tensor=2"),
+    ("mixtral_8x7b_dropless", "expert=8"),
+    ("mixtral_8x7b_dropless", "fsdp=2,expert=2,tensor=2"),
+    ("mixtral_8x7b_dropless", "fsdp=2,expert=2,sequence=2"),
+]
+CASES = [(name, mesh) for name in RECIPES for mesh in MESHES] + EXPERT_CASES
 
 
 def case(name, mesh):

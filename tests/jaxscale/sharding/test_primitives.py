@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxscale.mesh import MeshSpec, make_mesh
+from jaxscale.sharding.experts import expert_factors
 from jaxscale.sharding.graph import Concatenation
 from jaxscale.sharding.trace import trace_step
 
@@ -83,6 +84,30 @@ def test_joined_arrays_are_the_parts_of_what_they_make():
     (found,) = graph.concatenations
     assert (found.parts, found.starts) == ((dims["a"][1], dims["b"][1]), (0, 4))
     assert dims["a"][0] == dims["b"][0]
+
+
+def test_stacked_arrays_have_the_same_dims_and_one_more():
+    graph, dims = traced(lambda p, x: jnp.stack([p["a"], p["b"]], axis=1) * x, {"a": (3, 4), "b": (3, 4)}, (3, 2, 4))
+    assert dims["a"] == dims["b"] == (dims[""][0], dims[""][2])
+    assert graph.not_understood == ()
+
+
+def test_a_ragged_contraction_is_in_step_with_its_runs():
+    """Rows of the batch, 4 runs of them as the batch says, each with a matrix of its own."""
+
+    def loss(p, x):
+        sizes = jnp.sum((jnp.argmax(x @ p["router"], axis=1)[:, None] == jnp.arange(4)[None]), axis=0, dtype=jnp.int32)
+        return jax.lax.ragged_dot(x, p["up"], sizes).sum()
+
+    graph, dims = traced(loss, {"router": (6, 4), "up": (4, 6, 5)}, (8, 6))
+    router, up, x = dims["router"], dims["up"], dims[""]
+    (_, ragged) = graph.contractions
+    assert (ragged.batch, ragged.contracted) == (up[0], x[1])
+    assert (ragged.left.free, ragged.right.free) == (x[0], up[2])
+    # As many FLOPs as one matrix for all rows, not one for each run.
+    assert ragged.num_flops == 2 * 8 * 6 * 5
+    assert (router[0], up[1]) == (x[1], x[1])
+    assert expert_factors(graph) == frozenset(up[0])
 
 
 def test_a_slice_updated_in_place_keeps_its_dims():

@@ -47,6 +47,14 @@ EXPERTS = dataclasses.replace(
     router_z_loss=0.1,
 )
 
+DROPLESS = dataclasses.replace(
+    EXPERTS,
+    transformer=dataclasses.replace(
+        JOB.transformer,
+        experts=ExpertsConfig(num_experts=4, num_experts_per_token=2, capacity_factor=None, group_size=None),
+    ),
+)
+
 
 def case(job):
     """Parameters, and a batch whose slices have different numbers of tokens to predict, of one microbatch none."""
@@ -89,7 +97,7 @@ def crossing(compiled):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [JOB, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("job", [JOB, EXPERTS, DROPLESS], ids=["dense", "experts", "dropless"])
 def test_slices_meet_once_per_step_and_make_the_gradient_of_one_device(job):
     params, batch = case(job)
     apart, together = (gradient_on_slices(job, apart=apart).lower(params, batch).compile() for apart in (True, False))
