@@ -191,8 +191,8 @@ def _help() -> str:
             "",
             "`jaxscale VERB --help` tells a verb's flags and gives an example.",
             "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 bad data, 4 machine, 5 verification failed, 6 diverged,",
-            "7 does not fit, 42 preempted and saved (start me again), 130 interrupted, 200 another process of the run is",
-            "lost (start all again).",
+            "7 does not fit, 42 preempted and saved (start me again), 130 interrupted, 200 another process is lost",
+            "(start all again).",
         ]
     )
 
