@@ -19,6 +19,7 @@ from jaxscale import errors, typed_json
 from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
+from jaxscale.nn.attention_kernels import replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.rematerialization import Rematerialization, rematerializations
 from jaxscale.train.planned_step import PlannableJob, derive_step, slice_gradients
@@ -115,13 +116,16 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
     plan = derive_step(planned, spec)
-    loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
+    # Predictions are of the plain attention, and so what is compiled beside them, unless the job names a kernel.
+    attention = "plain" if job.training.attention == "auto" else job.training.attention
+    kernels = replacing(plan, mesh, attention)
+    loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch, replacing=kernels)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(
             lambda params, batch, key: (loss(params, batch), {}),
             job.training,
-            slice_gradients(planned, plan, mesh),
+            slice_gradients(planned, plan, mesh, attention=attention),
         ),
         state,
         planned.batch,

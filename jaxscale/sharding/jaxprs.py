@@ -216,6 +216,11 @@ def changeable(equation: JaxprEqn) -> tuple[Any, ...]:
     return held if isinstance(held, tuple) else (held,)
 
 
+def called_name(equation: JaxprEqn) -> str:
+    """The name of the jitted function that an equation of jax's calls; empty for any other equation."""
+    return str(equation.params["name"]) if equation.primitive.name in ("jit", "pjit") else ""
+
+
 def with_changed(equation: JaxprEqn, jaxprs: Sequence[Any]) -> JaxprEqn:
     """The equation, holding `jaxprs` in the place of those that `changeable` returns."""
     name = _CHANGEABLE[equation.primitive.name]
@@ -244,6 +249,11 @@ def is_literal(variable: Any) -> bool:
 def shape_of(variable: Any) -> tuple[int, ...]:
     """The shape of a variable or literal; () of what has none, such as a token."""
     return tuple(getattr(variable.aval, "shape", ()))
+
+
+def dtype_of(variable: Any) -> str:
+    """The name of the dtype of a variable or literal that is an array."""
+    return str(variable.aval.dtype)
 
 
 def _program(jaxpr: Any) -> Program:
