@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+from jax.sharding import Mesh
 
 from jaxscale import errors, typed_json
 from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
@@ -109,6 +110,18 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
       UsageError: the recipe has no step to compile, the mesh does not suit it, or no such topology is known.
       MachineError: libtpu is not installed.
     """
+    lowered, mesh = lower_here(request)
+    step = compile_step(lowered, mesh, MeshSpec.parse(request.mesh).sizes, machine_code=request.machine_code)
+    heard = said.read_text(errors="replace").splitlines()
+    return CompiledRecipe(step=step, rematerialized=rematerializations(heard, lowered))
+
+
+def lower_here(request: CompileRequest) -> tuple[jax.stages.Lowered, Mesh]:
+    """The step of a request, ready to be compiled, and the mesh that it is for.
+
+    Raises:
+      UsageError, MachineError: as `compile_here`.
+    """
     job = _job(request)
     spec = MeshSpec.parse(request.mesh)
     on_cpu = request.topology.startswith("cpu:")
@@ -133,9 +146,7 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
         batch_shardings=plan.shardings(mesh, planned.microbatch),
         mesh=plan.device_mesh(mesh),
     )
-    step = compile_step(lowered, mesh, spec.sizes, machine_code=request.machine_code)
-    heard = said.read_text(errors="replace").splitlines()
-    return CompiledRecipe(step=step, rematerialized=rematerializations(heard, lowered))
+    return lowered, mesh
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ AttentionSetting = Literal["auto", "plain", "splash", "cudnn"]
 
 _OF_PLATFORM: dict[str, Kernel] = {"tpu": "splash", "cuda": "cudnn"}
 
-# Splash attention reads positions in blocks of whole rows of a TPU's vector registers, and head widths of 128 lanes.
-SPLASH_BLOCK = 128
+# Splash attention reads positions in blocks of a TPU's 128 lanes. The widths are those compiled for TPUs in the tests.
+SPLASH_BLOCK, _SPLASH_WIDTHS = 128, (64, 128, 256)
 # What cuDNN's flash attention takes on every NVIDIA GPU that has one; from Hopper on it takes widths up to 256.
 # Reference: `check_is_flash_attention` in jax/_src/cudnn/fused_attention_stablehlo.py of jax 0.10.2
 _CUDNN_WIDTH_STEP, _CUDNN_MAX_WIDTH = 8, 128
@@ -82,7 +82,7 @@ _NEEDS: dict[Kernel, tuple[_Need, ...]] = {
         lambda case: None if case.platform == "tpu" else f"it runs on TPUs, not on {case.platform}",
         lambda case: None if case.dtype == "bfloat16" else f"it multiplies in bfloat16, compute_dtype is {case.dtype}",
         *_ANYWHERE,
-        lambda case: None if case.width % SPLASH_BLOCK == 0 else f"heads of {case.width} are no multiple of 128 wide",
+        lambda case: None if case.width in _SPLASH_WIDTHS else f"heads are {case.width} wide; it takes 64, 128 and 256",
         lambda case: (
             None if all(n % SPLASH_BLOCK == 0 for n in case.lengths) else f"{_lengths(case)} no multiple of 128"
         ),

@@ -29,7 +29,7 @@ EITHER = [
     ({"misplaced": "positions are split over sequence"}, "positions are split over sequence"),
 ]
 OF_ONE = [
-    ("splash", {"query_shape": (8, 512, 4, 96), "key_shape": (8, 512, 2, 96)}, "heads of 96"),
+    ("splash", {"query_shape": (8, 512, 4, 96), "key_shape": (8, 512, 2, 96)}, "heads are 96 wide"),
     ("splash", {"query_shape": (8, 500, 4, 128), "key_shape": (8, 500, 2, 128)}, "500 positions are no multiple"),
     ("splash", {"key_shape": (8, 100, 2, 128)}, "512 positions that read 100"),
     ("splash", {"dtype": "float16"}, "compute_dtype is float16"),
