@@ -1,4 +1,4 @@
-"""Kernels in the place of a program's attention calls: found by name, chosen by platform, run on each device's part.
+"""Kernels in the place of attention calls: found by their mark, chosen by platform, run on each device's part.
 
 XLA can't partition a kernel. So each runs in a `shard_map` island, in which a device has the examples and heads that
 the plan gives it; every query finds its keys and values there, and nothing moves.
@@ -110,8 +110,8 @@ def find_calls(jaxpr: Any, plan: ShardingPlan, mesh: Mesh) -> dict[Address, Foun
         for output, variable in enumerate(equation.outvars):
             if (address, output) in pins:
                 made[address[:-1], jaxprs.shape_of(variable)] = pins[address, output][-1]
-        call = AttentionCall.parse(jaxprs.called_name(equation))
-        if call is not None:
+        call = jaxprs.mark_of(equation)
+        if isinstance(call, AttentionCall):
             query, key = (jaxprs.shape_of(operand) for operand in equation.invars[:2])
             places = _places(made.get((address[:-1], query)), made.get((address[:-1], key)), mesh)
             found[address] = FoundCall(call=call, places=places, case=_case(call, equation, places, platform))

@@ -16,6 +16,9 @@ import jax
 from jax.extend.core import JaxprEqn, Literal
 from jax.sharding import NamedSharding
 
+# The primitive of `jaxscale.sharding.replaceable`.
+REPLACEABLE = "replaceable"
+
 # Primitives that run one inner jaxpr once, on exactly their operands.
 _CALLS = frozenset(
     {
@@ -29,6 +32,7 @@ _CALLS = frozenset(
         "pjit",
         "remat",
         "remat2",
+        REPLACEABLE,
     }
 )
 _CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -39,7 +43,7 @@ _CHANGEABLE = {
     "scan": "jaxpr",
     "while": "body_jaxpr",
     "cond": "branches",
-    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2"), "jaxpr"),
+    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2", REPLACEABLE), "jaxpr"),
     **dict.fromkeys(("closed_call", "core_call"), "call_jaxpr"),
 }
 
@@ -216,9 +220,9 @@ def changeable(equation: JaxprEqn) -> tuple[Any, ...]:
     return held if isinstance(held, tuple) else (held,)
 
 
-def called_name(equation: JaxprEqn) -> str:
-    """The name of the jitted function that an equation of jax's calls; empty for any other equation."""
-    return str(equation.params["name"]) if equation.primitive.name in ("jit", "pjit") else ""
+def mark_of(equation: JaxprEqn) -> Any:
+    """The mark of an equation of jax's that `replaceable` made; None for any other."""
+    return equation.params["mark"] if equation.primitive.name == REPLACEABLE else None
 
 
 def with_changed(equation: JaxprEqn, jaxprs: Sequence[Any]) -> JaxprEqn:

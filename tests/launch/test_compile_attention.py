@@ -38,8 +38,8 @@ def request(recipe, attention, topology="v5e:2x4", mesh=str(MESH)):
 
 
 def scores(text):
-    """Shapes of a program that have all pairs of positions of all examples that a device has."""
-    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", text)}
+    """Shapes of a program that have all pairs of positions of the examples of a device."""
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\b(?:f32|bf16|pred)\[([\d,]+)\]", text)}
     return {shape for shape in shapes if shape.count(LENGTH) == 2 and len(shape) > 2}
 
 

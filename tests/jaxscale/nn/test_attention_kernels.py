@@ -252,19 +252,6 @@ def test_a_model_of_another_attention_can_not_have_a_kernel():
         replacements(rewrite.trace(loss, params, batch).jaxpr, plan, mesh, "splash")
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        AttentionCall(causal=True, scaled=True, operands=("allowed", "query_groups", "key_groups")),
-        AttentionCall(causal=False, scaled=False, operands=("allowed", "bias", "dropout_key")),
-        AttentionCall(causal=False, scaled=True, operands=()),
-    ],
-)
-def test_a_name_says_what_it_was_made_of(call):
-    assert AttentionCall.parse(call.name) == call
-    assert AttentionCall.parse("attention") is None
-
-
 def bf16_heads():
     return tuple(each.astype(jnp.bfloat16) for each in heads(4, 4, 2))
 
