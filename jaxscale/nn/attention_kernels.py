@@ -84,7 +84,7 @@ class FoundCall:
     """An attention call of a program.
 
     Attributes:
-      call: what its name says.
+      call: what its mark says.
       places: where its operands are; None where the plan does not say.
       case: what there is to choose by.
     """

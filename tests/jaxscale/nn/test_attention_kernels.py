@@ -17,7 +17,7 @@ from jaxscale.nn.attention_call import AttentionCall, Readable, call_attention
 from jaxscale.nn.attention_choice import choose
 from jaxscale.nn.attention_kernels import Island, Places, described, find_calls, platform_of, replacements, replacing
 from jaxscale.nn.families import bert_config, decoder_config
-from jaxscale.sharding import rewrite
+from jaxscale.sharding import per_slice, rewrite
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.derive import derive
 from tests.jaxscale.random_params import random_params
@@ -109,6 +109,22 @@ def test_padding_is_not_read_and_queries_in_it_read_what_is_real():
     allowed, operands = jnp.asarray(real)[:, None, :], heads(2, 1, 1)
     got = with_gradients(lambda *heads: kernel(*heads, allowed, query_groups, key_groups), operands)
     assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 2e-5)
+
+
+def test_slices_compute_their_own_parts():
+    spec = MeshSpec(slice=2, fsdp=2, tensor=2)
+    axes = ("fsdp", None, "tensor")
+    kernel = island(spec, axes, axes, operands=("query_groups", "key_groups"), causal=True)
+    operands, numbers, order = heads(4, 2, 2), groups(4), jnp.arange(LENGTH)
+    allowed = (order[None, None, :] <= order[None, :, None]) & (numbers[:, None, :] == numbers[:, :, None])
+
+    def of_slices(*heads):
+        parts = [each.reshape(2, 2, *each.shape[1:]) for each in (*heads, numbers)]
+        run = per_slice.for_each(lambda query, key, value, group: kernel(query, key, value, group, group))
+        return run(*parts).reshape(heads[0].shape)
+
+    got = jax.jit(of_slices)(*operands)
+    assert_near([got], [plain(*operands, allowed)], 2e-5)
 
 
 DECODER = decoder_config(
