@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+from jax.sharding import Mesh
 
 from jaxscale import errors, typed_json
 from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
+from jaxscale.nn.attention_kernels import replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.rematerialization import Rematerialization, rematerializations
 from jaxscale.train.planned_step import PlannableJob, derive_step, slice_gradients
@@ -108,6 +110,18 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
       UsageError: the recipe has no step to compile, the mesh does not suit it, or no such topology is known.
       MachineError: libtpu is not installed.
     """
+    lowered, mesh = lower_here(request)
+    step = compile_step(lowered, mesh, MeshSpec.parse(request.mesh).sizes, machine_code=request.machine_code)
+    heard = said.read_text(errors="replace").splitlines()
+    return CompiledRecipe(step=step, rematerialized=rematerializations(heard, lowered))
+
+
+def lower_here(request: CompileRequest) -> tuple[jax.stages.Lowered, Mesh]:
+    """The step of a request, ready to be compiled, and the mesh that it is for.
+
+    Raises:
+      UsageError, MachineError: as `compile_here`.
+    """
     job = _job(request)
     spec = MeshSpec.parse(request.mesh)
     on_cpu = request.topology.startswith("cpu:")
@@ -115,13 +129,16 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
     plan = derive_step(planned, spec)
-    loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
+    # Predictions are of the plain attention, and so what is compiled beside them, unless the job names a kernel.
+    attention = "plain" if job.training.attention == "auto" else job.training.attention
+    kernels = replacing(plan, mesh, attention)
+    loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch, replacing=kernels)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(
             lambda params, batch, key: (loss(params, batch), {}),
             job.training,
-            slice_gradients(planned, plan, mesh),
+            slice_gradients(planned, plan, mesh, attention=attention),
         ),
         state,
         planned.batch,
@@ -129,9 +146,7 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
         batch_shardings=plan.shardings(mesh, planned.microbatch),
         mesh=plan.device_mesh(mesh),
     )
-    step = compile_step(lowered, mesh, spec.sizes, machine_code=request.machine_code)
-    heard = said.read_text(errors="replace").splitlines()
-    return CompiledRecipe(step=step, rematerialized=rematerializations(heard, lowered))
+    return lowered, mesh
 
 
 def main() -> None:

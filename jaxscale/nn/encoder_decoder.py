@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float32, Int, Key
 
+from jaxscale.nn.attention_call import Readable
 from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
@@ -16,11 +17,12 @@ from jaxscale.nn.layers import Surroundings, extend_layers, make_layers, run_lay
 from jaxscale.nn.norm import make_norm
 from jaxscale.nn.router import RouterLosses
 from jaxscale.nn.transformer import (
-    allowed_positions,
     cached_surroundings,
     check_length,
     default_positions,
+    groups_of_real,
     make_output,
+    readable_positions,
     relative_positions,
     scores_of_tokens,
 )
@@ -97,7 +99,7 @@ class EncoderDecoder(nnx.Module):
         around = dataclasses.replace(
             self._around(self.config.decoder, tokens, None, compute_dtype),
             memory=memory.astype(compute_dtype),
-            memory_allowed=None if source_mask is None else source_mask[:, None, :],
+            memory_readable=_real_memory(source_mask, tokens),
         )
         hidden, of_decoder = self.decoder(
             self.token(tokens).astype(jnp.float32), around, dropout_key=decoder_key, remat=remat
@@ -134,7 +136,7 @@ class EncoderDecoder(nnx.Module):
         around = dataclasses.replace(
             cached_surroundings(positions, caches, self.decoder.relative_positions, compute_dtype),
             memory=memory.astype(compute_dtype),
-            memory_allowed=None if source_mask is None else source_mask[:, None, :],
+            memory_readable=_real_memory(source_mask, tokens),
         )
         hidden, caches = self.decoder.extend(self.token(tokens).astype(jnp.float32), around, caches)
         return hidden, caches
@@ -155,8 +157,19 @@ class EncoderDecoder(nnx.Module):
         check_length(config, tokens, f"{config.kind} sequence")
         positions = default_positions(tokens)
         return Surroundings(
-            allowed=allowed_positions(config, positions, mask),
+            readable=readable_positions(config, positions, mask),
             positions=positions,
             bias=None,
             compute_dtype=compute_dtype,
         )
+
+
+def _real_memory(source_mask: Bool[Array, "B T"] | None, tokens: Int[Array, "B S"]) -> Readable:
+    """What every target token may read of a source: its real tokens."""
+    if source_mask is None:
+        return Readable(allowed=None)
+    return Readable(
+        allowed=source_mask[:, None, :],
+        query_groups=jnp.zeros(tokens.shape, jnp.int32),
+        key_groups=groups_of_real(source_mask, jnp.zeros(source_mask.shape, jnp.int32)),
+    )

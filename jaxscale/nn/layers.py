@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Key
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from jaxscale.nn.attention import Attention
+from jaxscale.nn.attention_call import Readable
 from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
@@ -31,20 +32,20 @@ class Surroundings:
     """What every layer of a stack reads beside the residual stream.
 
     Attributes:
-      allowed: which positions each position may read; None: all.
+      readable: which positions each position may read.
       positions: of the tokens.
       bias: added to the scores of attention; None for none.
       compute_dtype: of the contractions.
       memory: what the encoder made, for layers that read it.
-      memory_allowed: which positions of it may be read; None: all.
+      memory_readable: which positions of it may be read.
     """
 
-    allowed: Bool[Array, "#B #S T"] | None
+    readable: Readable
     positions: Int[Array, "#B S"]
     bias: Float32[Array, "#B H S T"] | None
     compute_dtype: DTypeLike
     memory: Float[Array, "B M D"] | None = None
-    memory_allowed: Bool[Array, "#B 1 M"] | None = None
+    memory_readable: Readable = Readable(allowed=None)  # noqa: RUF009 (a frozen class)
 
 
 class Layer(nnx.Module):
@@ -131,10 +132,10 @@ class Layer(nnx.Module):
         cache: KeyValues | None,
         dropout_key: Key[Array, ""] | None,
     ) -> tuple[Float32[Array, "B S D"], KeyValues | None]:
-        allowed, positions, bias, dtype = around.allowed, around.positions, around.bias, around.compute_dtype
+        readable, positions, bias, dtype = around.readable, around.positions, around.bias, around.compute_dtype
         if cache is None:
-            return self.attention(x, x, allowed, positions, bias, dtype, dropout_key), None
-        return self.attention.extend(x, cache, allowed, positions, bias, dtype)
+            return self.attention(x, x, readable, positions, bias, dtype, dropout_key), None
+        return self.attention.extend(x, cache, readable, positions, bias, dtype)
 
     def _run_mlp(
         self, x: Float[Array, "B S D"], compute_dtype: DTypeLike
@@ -150,7 +151,7 @@ class Layer(nnx.Module):
         read = self.cross_attention(
             normed,
             around.memory,
-            around.memory_allowed,
+            around.memory_readable,
             around.positions,
             None,
             around.compute_dtype,

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from jaxscale.errors import UsageError
+from jaxscale.nn.attention_call import Readable
 from jaxscale.nn.cache import KeyValues
 from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.dropout import dropout
@@ -69,7 +70,7 @@ class Transformer(nnx.Module):
         embedding_key = None if dropout_key is None else named_key(dropout_key, "embeddings")
         x = dropout(x, config.dropout_rate, embedding_key).astype(compute_dtype)
         around = Surroundings(
-            allowed=allowed_positions(config, order, mask, segments),
+            readable=readable_positions(config, order, mask, segments),
             positions=positions,
             bias=None if self.relative_positions is None else self.relative_positions(positions),
             compute_dtype=compute_dtype,
@@ -112,7 +113,7 @@ def cached_surroundings(
     """What layers read beside the stream where keys and values of all tokens lie in caches, by position."""
     places = jnp.arange(caches[0].keys.shape[1], dtype=jnp.int32)[None, :]
     return Surroundings(
-        allowed=places[:, None, :] <= positions[:, :, None],
+        readable=Readable(allowed=places[:, None, :] <= positions[:, :, None]),
         positions=positions,
         bias=None if relative is None else relative(positions, places),
         compute_dtype=compute_dtype,
@@ -178,19 +179,19 @@ def default_positions(tokens: Int[Array, "B S"]) -> Int[Array, "1 S"]:
     return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
 
 
-def allowed_positions(
+def readable_positions(
     config: TransformerConfig,
     order: Int[Array, "1 S"],
     mask: Bool[Array, "B S"] | None,
     segments: Int[Array, "B S"] | None = None,
-) -> Bool[Array, "#B #S S"] | None:
-    """Which tokens each token may read: real ones of its own segment, and for a decoder none to its right. None: all.
+) -> Readable:
+    """Which tokens each token may read: real ones of its own segment, and for a decoder none to its right.
 
     Args:
       config: the model.
       order: 0 to S - 1: where a token stands in its row, whatever position it has in its document.
       mask: True at real tokens; None: all are.
-      segments: tokens of one document have one number; None: a row is one document.
+      segments: tokens of one document have one number, at least 0; None: a row is one document.
     """
     rules = []
     if mask is not None:
@@ -199,4 +200,18 @@ def allowed_positions(
         rules.append(segments[:, None, :] == segments[:, :, None])
     if config.kind == "decoder":
         rules.append(order[:, None, :] <= order[:, :, None])
-    return functools.reduce(jnp.logical_and, rules) if rules else None
+    query_groups, key_groups = segments, segments
+    if mask is not None:
+        query_groups = jnp.zeros(mask.shape, jnp.int32) if segments is None else segments
+        key_groups = groups_of_real(mask, query_groups)
+    return Readable(
+        allowed=functools.reduce(jnp.logical_and, rules) if rules else None,
+        causal=config.kind == "decoder",
+        query_groups=query_groups,
+        key_groups=key_groups,
+    )
+
+
+def groups_of_real(mask: Bool[Array, "B T"], groups: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The groups of real tokens; the others are of one that no token reads."""
+    return jnp.where(mask, groups, jnp.asarray(-1, groups.dtype))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 # Programs that are not compiled yet are printed without the parameters.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_END = re.compile(r"^\}\s*(?://.*)?$")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -167,11 +168,14 @@ def parse_program(text: str) -> HloProgram:
         if header is not None:
             open_name, open_lines = header[2], []
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             computations[open_name] = Computation(open_name, tuple(open_lines))
             open_name = ""
-        elif open_name:
+        elif open_name and _INSTRUCTION.match(line):
             open_lines.append(line)
+        elif open_name and open_lines:
+            # An attribute of several lines, as Pallas's metadata of a kernel is.
+            open_lines[-1] += f" {line}"
         elif line.isalpha():
             table = tables.setdefault(line, [])
         else:

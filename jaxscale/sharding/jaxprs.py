@@ -18,6 +18,9 @@ from jax.sharding import NamedSharding
 
 from jaxscale.sharding import on_parts
 
+# The primitive of `jaxscale.sharding.replaceable`.
+REPLACEABLE = "replaceable"
+
 # Primitives that run one inner jaxpr once, on exactly their operands.
 _CALLS = frozenset(
     {
@@ -33,6 +36,7 @@ _CALLS = frozenset(
         "pjit",
         "remat",
         "remat2",
+        REPLACEABLE,
     }
 )
 _CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
@@ -43,7 +47,7 @@ _CHANGEABLE = {
     "scan": "jaxpr",
     "while": "body_jaxpr",
     "cond": "branches",
-    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2"), "jaxpr"),
+    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2", REPLACEABLE), "jaxpr"),
     **dict.fromkeys(("closed_call", "core_call"), "call_jaxpr"),
 }
 
@@ -223,6 +227,11 @@ def changeable(equation: JaxprEqn) -> tuple[Any, ...]:
     return held if isinstance(held, tuple) else (held,)
 
 
+def mark_of(equation: JaxprEqn) -> Any:
+    """The mark of an equation of jax's that `replaceable` made; None for any other."""
+    return equation.params["mark"] if equation.primitive.name == REPLACEABLE else None
+
+
 def with_changed(equation: JaxprEqn, jaxprs: Sequence[Any]) -> JaxprEqn:
     """The equation, holding `jaxprs` in the place of those that `changeable` returns."""
     name = _CHANGEABLE[equation.primitive.name]
@@ -251,6 +260,11 @@ def is_literal(variable: Any) -> bool:
 def shape_of(variable: Any) -> tuple[int, ...]:
     """The shape of a variable or literal; () of what has none, such as a token."""
     return tuple(getattr(variable.aval, "shape", ()))
+
+
+def dtype_of(variable: Any) -> str:
+    """The name of the dtype of a variable or literal that is an array."""
+    return str(variable.aval.dtype)
 
 
 def _program(jaxpr: Any) -> Program:

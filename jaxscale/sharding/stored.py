@@ -10,7 +10,7 @@ The result is the part in its logical order, split over the same devices.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,9 @@ from jaxscale.sharding.layouts import Layouts, StoredLayout, windows
 from jaxscale.sharding.marks import Axes, Cut, Event, Lost, Mark, Met, TakenApart, is_mark
 from jaxscale.sharding.rewrite import Edit, Operation
 
+# From a program to what takes the place of some of its equations, by their addresses.
+Replacing = Callable[[Any], Mapping[Address, Operation]]
+
 
 def compute_stored(
     function: Callable[..., Any],
@@ -31,6 +34,7 @@ def compute_stored(
     *example_arguments: Any,
     pins: constrain.Pins | None = None,
     islands: IslandsOnMesh | None = None,
+    replacing: Replacing | None = None,
 ) -> Callable[..., Any]:
     """The function of arguments some leaves of which are stored in another order.
 
@@ -42,6 +46,8 @@ def compute_stored(
       *example_arguments: trees of arrays, or of `jax.ShapeDtypeStruct`; nothing is computed.
       pins: what to constrain as well, as for `constrain`, by addresses in the program of `function` as it is.
       islands: what each device computes on its own parts, by such addresses too.
+      replacing: gives the equations to be replaced, in the program of `function` as it is; what they hold is pinned no
+        more.
 
     Raises:
       UsageError: the function depends on the order of a dim that is stored in another one, or cuts it elsewhere than
@@ -49,7 +55,11 @@ def compute_stored(
     """
     traced = rewrite.trace(function, *example_arguments)
     edits = edits_of(traced.jaxpr, layouts) | (islands.edits_of(traced.jaxpr) if islands else {})
+    replaced = replacing(traced.jaxpr) if replacing else {}
+    edits |= {address: Edit(replacement=operation) for address, operation in replaced.items()}
     for address, pinned in constrain.edits_of(traced.jaxpr, pins or {}).items():
+        if any(address[:n] in replaced for n in range(1, len(address))):
+            continue
         replacement = edits[address].replacement if address in edits else None
         edits[address] = Edit(replacement=replacement, passed_on=pinned.passed_on)
     return dataclasses.replace(traced, jaxpr=rewrite.rewrite(traced.jaxpr, edits)).as_function()

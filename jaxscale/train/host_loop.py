@@ -157,7 +157,14 @@ class HostLoop:
             params = setup.placement.state["params"]
             self._flops = step_flops(setup.objective.loss, setup.identity, params, batch)
         shapes = {name: str(leaf.shape) for name, leaf in batch.items()}
-        setup.folder.events.write("compiled", step=step, compile_s=compile_s, shapes=shapes, flops=self._flops)
+        setup.folder.events.write(
+            "compiled",
+            step=step,
+            compile_s=compile_s,
+            shapes=shapes,
+            flops=self._flops,
+            attention=setup.placement.attention,
+        )
         for array in copied:
             setup.folder.events.write("copied_whole", step=step, array=str(array))
 

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, Self
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.nn.attention_choice import AttentionSetting
 from jaxscale.observe.profile import ProfileWindow
 from jaxscale.train.adafactor import AdafactorConfig
 from jaxscale.train.batch_sizes import BatchSizes
@@ -22,6 +23,8 @@ class TrainingIdentity:
       seed: of parameters, data order and dropout; below 2**32.
       num_steps: the length of the run; the only field of an identity that may change on resume, and only upwards.
       global_batch_size: examples per step, over all devices.
+      attention: what computes it: `auto` for the platform's kernel where that can, and the plain attention elsewhere;
+        `plain`; or a kernel, `splash` (TPU) or `cudnn` (NVIDIA), refused where it can't. It changes rounding.
       batch_ramp: where batches grow: pairs of a batch's number and the size of the batches from there on, the first of
         batch 0, the last size global_batch_size. Empty: all are of that size.
       grad_accum: microbatches per step; their mean gradient is the step's gradient.
@@ -41,6 +44,7 @@ class TrainingIdentity:
     max_skipped_in_a_row: int = 10
     spikes: SpikeConfig | None = typed_json.added(None)  # noqa: RUF009 (a field of a frozen class)
     batch_ramp: tuple[tuple[int, int], ...] = typed_json.added(())
+    attention: AttentionSetting = typed_json.added("auto")  # noqa: RUF009 (a field of a frozen class)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch_size", "grad_accum", "max_skipped_in_a_row"):

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import UsageError
+from jaxscale.nn.attention_choice import AttentionSetting, has_kernel
+from jaxscale.nn.attention_kernels import platform_of, replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan
@@ -29,9 +31,12 @@ def pinned_loss(
     microbatches: Sequence[BatchShapes],
     key: Any,
     *,
+    attention: AttentionSetting,
     of_slices: bool = False,
 ) -> LossFn:
-    """The loss with its activations pinned, of parameters as the plan stores them; on one device the loss itself.
+    """The loss with its activations pinned, of parameters as the plan stores them, and its attention by kernels.
+
+    On one device that has no kernels it is the loss itself.
 
     Its programs are those that plans are derived from, to the key, which is an argument of both. The parameters and the
     batch are in every one of them where `plan` has them, the activations where that program's own plan does.
@@ -43,16 +48,18 @@ def pinned_loss(
       params: shapes, as `jax.ShapeDtypeStruct`.
       microbatches: the shapes of all that the loss will be called with.
       key: the shape of a key.
+      attention: what computes the attention of `jaxscale.nn`; see `TrainingIdentity.attention`.
       of_slices: whether to make the loss of the part that one slice has of each microbatch; see `per_slice`.
 
     Raises:
       UsageError: a microbatch can't be computed with the parameters where they are; it is named with the leaf. Nothing
         has been compiled then.
     """
-    if mesh.size == 1:
+    if mesh.size == 1 and not has_kernel(attention, platform_of(mesh)):
         return loss_fn
     programs = {
-        bucket_of(batch): _program(loss_fn, plan, mesh, params, batch, key, of_slices) for batch in microbatches
+        bucket_of(batch): _program(loss_fn, plan, mesh, params, batch, key, attention, of_slices)
+        for batch in microbatches
     }
 
     def loss(
@@ -79,7 +86,14 @@ def planned_inputs(batch: BatchShapes, key: Any) -> dict[str, Any]:
 
 
 def _program(
-    loss_fn: LossFn, plan: ShardingPlan, mesh: Mesh, params: Params, batch: BatchShapes, key: Any, of_slices: bool
+    loss_fn: LossFn,
+    plan: ShardingPlan,
+    mesh: Mesh,
+    params: Params,
+    batch: BatchShapes,
+    key: Any,
+    attention: AttentionSetting,
+    of_slices: bool,
 ) -> LossFn:
     inputs = planned_inputs(batch, key)
     planned = {leaf.path: leaf.shape for leaf in plan.leaves if leaf.role == "batch"}
@@ -88,7 +102,9 @@ def _program(
             plan = derive_like(plan, planned_loss(loss_fn), params, inputs)
         if of_slices:
             plan, batch = part_plan(plan), microbatch_of(dict(batch), plan.mesh.slice)
-        program: LossFn = apply_plan(plan, loss_fn, mesh, params, dict(batch), key)
+        program: LossFn = apply_plan(
+            plan, loss_fn, mesh, params, dict(batch), key, replacing=replacing(plan, mesh, attention)
+        )
     except UsageError as error:
         raise UsageError(f"a microbatch of {bucket_text(bucket_of(batch))}: {error}") from error
     return program

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.errors import UsageError
 from jaxscale.mesh import spec_of
+from jaxscale.nn.attention_choice import AttentionSetting
+from jaxscale.nn.attention_kernels import described
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.layouts import Layouts
 from jaxscale.sharding.per_slice import part_plan
@@ -35,6 +37,7 @@ class Placement:
       mesh: where the run is.
       plan: of what the loss sees: with gradient accumulation a microbatch.
       loss: the objective's, its activations pinned, of parameters as they are stored.
+      attention: what computes it in that loss, and why, for people.
       slices: the same by slice; None on one slice, or where the loss is no mean of its parts'.
       state: `jax.ShapeDtypeStruct` leaves.
       state_shardings: a tree like the state.
@@ -47,6 +50,7 @@ class Placement:
     mesh: Mesh
     plan: ShardingPlan
     loss: LossFn
+    attention: tuple[str, ...]
     slices: SliceGradients | None
     state: State
     state_shardings: Any
@@ -145,11 +149,13 @@ def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Place
     largest = max(microbatches, key=_num_values)
     inputs, optimizer = planned_inputs(largest, key), identity.optimizer.transformation()
     plan = derive(planned_loss(objective.loss), state["params"], inputs, spec, optimizer=optimizer)
+    attention = identity.attention
     return Placement(
         mesh=mesh,
         plan=plan,
-        loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key),
-        slices=_slices(objective, plan, mesh, state["params"], microbatches, key),
+        loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key, attention=attention),
+        attention=described(planned_loss(objective.loss), plan, mesh, attention, state["params"], inputs),
+        slices=_slices(objective, attention, plan, mesh, state["params"], microbatches, key),
         state=state,
         state_shardings=plan.shardings(mesh, state),
         layouts=plan.layouts(state),
@@ -166,14 +172,20 @@ def abstract_state(objective: Objective, identity: TrainingIdentity) -> State:
 
 
 def _slices(
-    objective: Objective, plan: ShardingPlan, mesh: Mesh, params: Params, microbatches: Sequence[BatchShapes], key: Any
+    objective: Objective,
+    attention: AttentionSetting,
+    plan: ShardingPlan,
+    mesh: Mesh,
+    params: Params,
+    microbatches: Sequence[BatchShapes],
+    key: Any,
 ) -> SliceGradients | None:
     weight = objective.part_weight if isinstance(objective, AveragesParts) else None
     if plan.mesh.slice == 1 or weight is None:
         return None
     inside, largest = part_plan(plan), max(microbatches, key=_num_values)
     return SliceGradients(
-        loss=pinned_loss(objective.loss, plan, mesh, params, microbatches, key, of_slices=True),
+        loss=pinned_loss(objective.loss, plan, mesh, params, microbatches, key, attention=attention, of_slices=True),
         weight=weight,
         num_slices=plan.mesh.slice,
         batch_shardings=inside.shardings(mesh, microbatch_of(dict(largest), plan.mesh.slice)),

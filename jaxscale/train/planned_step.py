@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxscale.cost.programs import microbatch_of
 from jaxscale.mesh import MeshSpec
+from jaxscale.nn.attention_choice import AttentionSetting
+from jaxscale.nn.attention_kernels import replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
@@ -84,19 +86,22 @@ def derive_step(step: PlannedStep, mesh: MeshSpec, *, limits: Limits = DEFAULT_L
     return derive(step.loss, step.params, step.microbatch, mesh, optimizer=step.optimizer, limits=limits)
 
 
-def slice_gradients(step: PlannedStep, plan: ShardingPlan, mesh: Mesh) -> SliceGradients | None:
+def slice_gradients(
+    step: PlannedStep, plan: ShardingPlan, mesh: Mesh, *, attention: AttentionSetting = "plain"
+) -> SliceGradients | None:
     """How the slices of a mesh compute the step's gradient apart; None on one slice, or where they can't.
 
     Args:
       step: what is computed.
       plan: of `derive_step`.
       mesh: of the plan's spec.
+      attention: what computes it.
     """
     if plan.mesh.slice == 1 or step.part_weight is None:
         return None
     part = microbatch_of(step.microbatch, plan.mesh.slice)
     inside = part_plan(plan)
-    loss = apply_plan(inside, step.loss, mesh, step.params, part)
+    loss = apply_plan(inside, step.loss, mesh, step.params, part, replacing=replacing(inside, mesh, attention))
     return SliceGradients(
         loss=lambda params, part, key: (loss(params, part), {}),
         weight=step.part_weight,

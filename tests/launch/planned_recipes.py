@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxscale.data.text_data import TextData
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.families import decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
@@ -29,6 +30,31 @@ def tiny_decoder() -> LanguageModelJob:
         ),
         operation=Operation(mesh="fsdp=4,tensor=2"),
     )
+
+
+def long_decoder() -> LanguageModelJob:
+    """A layer whose scores of attention, 2,048 by 2,048 for each of 4 heads, are larger than all else."""
+    job = tiny_decoder()
+    return dataclasses.replace(
+        job,
+        transformer=decoder_config(
+            num_layers=1,
+            d_model=256,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=128,
+            d_ff=256,
+            vocab_size=256,
+            max_positions=2048,
+        ),
+        sequence_length=2048,
+        training=dataclasses.replace(job.training, global_batch_size=32, compute_dtype="bfloat16"),
+    )
+
+
+def long_packed_decoder() -> LanguageModelJob:
+    """The same, of rows that hold several documents."""
+    return dataclasses.replace(long_decoder(), data=TextData(datasets=("tokens",)))
 
 
 def far_too_large() -> LanguageModelJob:

@@ -59,3 +59,24 @@ def test_what_is_no_program_is_refused():
         parse_program("func.func @main() { return }")
     with pytest.raises(ValueError, match="no HLO instruction"):
         parse_instruction("}")
+
+
+KERNEL = """HloModule jit_f, num_partitions=2
+
+ENTRY %main (x: bf16[4,8]) -> f32[4,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %kernel.1 = (f32[4,8]{1,0}, f32[4,128]{1,0}) custom-call(%x), frontend_attributes={kernel_metadata={
+"metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(f)/pallas_call" stack_frame_id=3}
+  ROOT %made = f32[4,8]{1,0} get-tuple-element(%kernel.1), index=0
+}
+"""
+
+
+def test_attributes_of_several_lines_belong_to_their_instruction():
+    main = parse_program(KERNEL).computations["main"]
+    assert list(main.instructions) == ["x", "kernel.1", "made"]
+    kernel = main.instructions["kernel.1"]
+    assert (kernel.opcode, kernel.op_name) == ("custom-call", "jit(f)/pallas_call")
+    assert kernel.arrays == (Array("f32", (4, 8)), Array("f32", (4, 128)))
+    assert main.root.name == "made"

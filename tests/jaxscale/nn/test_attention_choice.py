@@ -1,0 +1,90 @@
+"""The table of what each kernel needs: every need by a case that fails it alone, and what a setting makes of it."""
+
+import dataclasses
+
+import pytest
+
+from jaxscale.errors import UsageError
+from jaxscale.nn.attention_choice import Case, choose, has_kernel, reason_against, summary
+
+# What both kernels can compute, each on its platform.
+CASE = Case(
+    platform="tpu",
+    dtype="bfloat16",
+    query_shape=(8, 512, 4, 128),
+    key_shape=(8, 512, 2, 128),
+    has_bias=False,
+    has_dropout=False,
+    has_groups=False,
+    has_rule=True,
+    misplaced=None,
+)
+PLATFORMS = {"splash": "tpu", "cudnn": "cuda"}
+EITHER = [
+    ({"platform": "cpu"}, "not on cpu"),
+    ({"dtype": "float32"}, "float32"),
+    ({"has_bias": True}, r"a bias \(relative positions\)"),
+    ({"has_dropout": True}, "dropout of the weights"),
+    ({"has_rule": False}, "an array, not a rule"),
+    ({"misplaced": "positions are split over sequence"}, "positions are split over sequence"),
+]
+OF_ONE = [
+    ("splash", {"query_shape": (8, 512, 4, 96), "key_shape": (8, 512, 2, 96)}, "heads are 96 wide"),
+    ("splash", {"query_shape": (8, 500, 4, 128), "key_shape": (8, 500, 2, 128)}, "500 positions are no multiple"),
+    ("splash", {"key_shape": (8, 100, 2, 128)}, "512 positions that read 100"),
+    ("splash", {"dtype": "float16"}, "compute_dtype is float16"),
+    ("cudnn", {"has_groups": True}, "no documents that share rows"),
+    ("cudnn", {"query_shape": (8, 512, 4, 100)}, "heads are 100 wide"),
+    ("cudnn", {"query_shape": (8, 512, 4, 136)}, "heads are 136 wide"),
+]
+REFUSED = [(kernel, changes, reason) for kernel in PLATFORMS for changes, reason in EITHER] + OF_ONE
+
+
+def case_for(kernel, **changes):
+    return dataclasses.replace(CASE, **{"platform": PLATFORMS[kernel], **changes})
+
+
+@pytest.mark.parametrize("kernel", PLATFORMS)
+def test_each_kernel_computes_its_case_on_its_platform(kernel):
+    case = case_for(kernel)
+    assert reason_against(kernel, case) is None
+    assert {choose(setting, case).kernel for setting in ("auto", kernel)} == {kernel}
+    assert choose("plain", case).kernel == "plain"
+
+
+@pytest.mark.parametrize(("kernel", "changes", "reason"), REFUSED)
+def test_a_need_that_is_not_met_leaves_the_plain_attention_and_says_why(kernel, changes, reason):
+    case = case_for(kernel, **changes)
+    with pytest.raises(UsageError, match=f"attention={kernel} can't compute this job's attention: .*{reason}.*auto"):
+        choose(kernel, case)
+    if "platform" in changes:
+        assert choose("auto", case).reason == "there is no kernel for cpu"
+    else:
+        choice = choose("auto", case)
+        assert choice.kernel == "plain"
+        assert reason_against(kernel, case) in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes"),
+    [
+        ("splash", {"has_groups": True}),
+        ("cudnn", {"query_shape": (8, 500, 4, 64), "key_shape": (8, 77, 4, 64), "dtype": "float16"}),
+    ],
+)
+def test_what_one_kernel_can_do_besides(kernel, changes):
+    assert reason_against(kernel, case_for(kernel, **changes)) is None
+
+
+def test_a_program_is_looked_at_only_where_it_may_change():
+    assert not has_kernel("auto", "cpu")
+    assert not has_kernel("plain", "tpu")
+    assert all(has_kernel(*asked) for asked in (("auto", "tpu"), ("auto", "cuda"), ("splash", "cpu")))
+
+
+def test_equal_choices_are_counted():
+    float32 = choose("auto", case_for("splash", dtype="float32"))
+    assert summary([choose("auto", CASE), float32, choose("auto", CASE)]) == (
+        "splash x 2 (the kernel of tpu)",
+        "plain x 1 (not splash: it multiplies in bfloat16, compute_dtype is float32)",
+    )
