@@ -113,7 +113,7 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
     on_cpu = request.topology.startswith("cpu:")
     devices = jax.devices() if on_cpu else describe_topology(request.topology, num_slices=request.num_slices)
     mesh = make_mesh(spec, devices)
-    planned = job.planned_step()
+    planned = job.planned_step().on(spec)
     plan = derive_step(planned, spec)
     loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)

@@ -14,7 +14,7 @@ from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.train.job import TrainingIdentity
 from retrieval.towers.crops import QueryCrops, make_crops
 from retrieval.towers.encoder import tokenize
-from retrieval.towers.loss import NO_DOCUMENT
+from retrieval.towers.in_batch import NO_DOCUMENT
 from retrieval.towers.pairs import PairData, PairSource, PairTable
 from retrieval.towers.start import Start
 from retrieval.towers.tokens import TokenRow, TokenTable

@@ -15,7 +15,7 @@ from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.trec import Qrels
 from retrieval.records import Doc, Query
-from retrieval.towers.loss import NO_DOCUMENT
+from retrieval.towers.in_batch import NO_DOCUMENT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

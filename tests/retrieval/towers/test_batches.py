@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval.towers.loss import NO_DOCUMENT
+from retrieval.towers.in_batch import NO_DOCUMENT
 from tests.retrieval.towers.small_pairs import made_up_records, tiny_job, write_pairs
 
 

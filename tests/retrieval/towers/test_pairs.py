@@ -8,7 +8,7 @@ import pytest
 from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import write_beir
 from retrieval.records import Doc, Query
-from retrieval.towers.loss import NO_DOCUMENT
+from retrieval.towers.in_batch import NO_DOCUMENT
 from retrieval.towers.pairs import PairData, make_table, read_source
 from tests.retrieval.towers.small_pairs import write_pairs
 
