@@ -10,6 +10,7 @@ from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.plan import batch_sharded, replicated
 from jaxscale.train.loop import train
 from retrieval.towers.loading import load_towers
+from tests.configs.on_meshes import far_leaves
 from tests.jaxscale.train import runs
 from tests.retrieval.towers.small_pairs import random_params, tiny_job, write_pairs
 
@@ -66,9 +67,8 @@ def test_the_objectives_gradient_on_a_mesh_equals_that_on_one_device(folder):
 
     alone, spread = gradient("data=1"), gradient("data=2,fsdp=2,tensor=2")
     assert spread[0] == pytest.approx(float(alone[0]), rel=1e-5)
-    for got, expected in zip(jax.tree.leaves(spread[1]), jax.tree.leaves(alone[1]), strict=True):
-        got, expected = np.asarray(got), np.asarray(expected)
-        assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected) + 1e-9
+    # The temperature's gradient is a small difference of large sums, and rounded as these are.
+    assert far_leaves(*jax.device_get((spread[1], alone[1])), tolerance=1e-5) == {}
 
 
 @pytest.mark.slow
