@@ -23,7 +23,8 @@ from retrieval.towers.loss import Contrastive
 from retrieval.towers.negatives_traffic import NegativesTraffic
 from retrieval.towers.objective import DualTowerObjective
 from retrieval.towers.pair_loss import PairLoss
-from retrieval.towers.pairs import PairData, PairSource, make_table, read_source
+from retrieval.towers.pair_table import make_table
+from retrieval.towers.pairs import PairData, PairSource, read_source
 from retrieval.towers.start import Start, Towers, planned_towers, start_towers
 
 
@@ -85,9 +86,7 @@ class DualTowerJob:
         hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
-            computation=PairLoss(
-                towers=start.towers, contrastive=self.contrastive, compute_dtype=training.compute_dtype
-            ),
+            computation=self._computation(start.towers),
             pairs=make_batches(source, table, data, start, training),
             dev=make_dev_set(source, data, start),
             tokenizer=start.tokenizer,
@@ -109,11 +108,7 @@ class DualTowerJob:
         self._check_lengths()
         self._check_batch()
         training = self.training
-        computation = PairLoss(
-            towers=planned_towers(self.towers, self.data.max_lengths),
-            contrastive=self.contrastive,
-            compute_dtype=training.compute_dtype,
-        )
+        computation = self._computation(planned_towers(self.towers, self.data.max_lengths))
         batch = planned_batch(self.data, training.global_batch_size)
 
         def loss_of(computation: PairLoss) -> Loss:
@@ -132,13 +127,18 @@ class DualTowerJob:
             grad_accum=training.grad_accum,
         )
 
+    def _computation(self, towers: TowerPair) -> PairLoss:
+        self.contrastive.prefixes(towers.query.num_dims)  # refuses dims that the vectors do not have
+        return PairLoss(towers=towers, contrastive=self.contrastive, compute_dtype=self.training.compute_dtype)
+
     def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:
         """The job without `operation`, with hashes of what lies at its paths in their place."""
         data = typed_json.encode(self.data)
         del data["folder"]
         data["corpus"] = source.sha256
-        if self.data.hard_negatives:
-            data["hard_negatives"] = hashlib.sha256(Path(self.data.hard_negatives).read_bytes()).hexdigest()
+        for name in ("hard_negatives", "clusters"):
+            if path := getattr(self.data, name):
+                data[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         towers = typed_json.encode(self.towers)
         del towers["transformer"]
         towers["init_from"] = start.sha256
@@ -161,6 +161,9 @@ class DualTowerJob:
                 f"towers.init_from={towers.init_from!r} brings its own transformer, but towers.transformer is given "
                 "too; use one of them"
             )
+        if towers.transformer is not None:
+            # Of a model to start from, `_computation` asks the same.
+            self.contrastive.prefixes(towers.projection_dim or towers.transformer.d_model)
 
     def _check_lengths(self) -> None:
         transformer = self.towers.transformer
@@ -185,6 +188,7 @@ class DualTowerJob:
             num_documents=1 + self.data.num_hard_negatives,
             num_dims=towers.query.num_dims,
             num_devices=num_parts(mesh, BATCH_AXES),
+            groups=self.data.duplicate_jaccard is not None,
         )
         return f"{traffic.text} a microbatch" if self.training.grad_accum > 1 else traffic.text
 
