@@ -1,7 +1,7 @@
 """Whole towers: loss and gradients in chunks, on 8 devices, round the ring are those of one plain pass over the batch.
 
 The plain pass encodes text after text on one device and writes the loss out. In float64 it is met to 1e-10 of each
-leaf's norm, in float32 to 1e-5. Leaves that are zero but for rounding are measured as `on_meshes` says.
+leaf's norm, in float32 to 1e-5, two leaves aside. Leaves that are zero but for rounding are measured as in `on_meshes`.
 """
 
 import contextlib
@@ -29,9 +29,11 @@ from tests.jaxscale.random_params import random_like
 
 NUM_PAIRS, QUERY_LENGTH, DOCUMENT_LENGTH, NUM_DOCUMENTS, NUM_DIMS = 32, 4, 6, 24, 8
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
+# Small differences of large sums: what float32 leaves of them is met to this, whatever computes them.
+CANCELLING, CANCELLING_TOLERANCE = ("log_temperature", "['key']['bias']"), 1e-4
 # Where and how: devices, and how queries meet the documents of others.
 PLACES = (("data=1", "gather"), ("data=4,fsdp=2", "gather"), ("data=4,fsdp=2", "ring"))
-KEY = 7
+KEY, TEMPERATURE = 7, 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Case:
     @property
     def contrastive(self):
         return Contrastive(
-            temperature=0.1,
+            temperature=TEMPERATURE,
             learn_temperature=self.matryoshka or not self.masks,
             symmetric=self.matryoshka != self.masks,
             mask_same_document=self.masks,
@@ -72,7 +74,9 @@ class Case:
 
     @property
     def batch(self):
-        """Texts of different lengths; documents and known positives repeat, so that masks matter."""
+        """Texts of different lengths, each query's words first in its own document; documents and known positives
+        repeat, so that masks matter.
+        """
         draw = np.random.default_rng(1)
         shape = (NUM_PAIRS, 1 + self.num_hard_negatives)
 
@@ -83,6 +87,7 @@ class Case:
 
         query_tokens, query_mask = texts(NUM_PAIRS, QUERY_LENGTH)
         document_tokens, document_mask = texts(*shape, DOCUMENT_LENGTH)
+        document_tokens[:, 0, :QUERY_LENGTH] = query_tokens
         ids = draw.integers(0, NUM_DOCUMENTS, shape).astype(np.int32)
         known = np.full((NUM_PAIRS, 2), NO_DOCUMENT, np.int32)
         known[:, 0], known[::2, 1] = ids[:, 0], draw.integers(0, NUM_DOCUMENTS, NUM_PAIRS // 2)
@@ -104,9 +109,22 @@ def pair_loss(case, dtype, **changes):
 
 
 def params_of(case, dtype):
+    """Drawn at random, with such token embeddings that texts differ, and two towers alike, as after some training.
+
+    Were all scores nearly equal, the temperature's gradient would be a difference of nearly equal sums, and so nothing
+    but their rounding.
+    """
     shapes = jax.eval_shape(lambda: pair_loss(case, dtype).init_params(jax.random.key(0)))
-    drawn = jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), random_like(shapes), shapes)
-    return {name: np.asarray(np.log(0.1), dtype) if name == "log_temperature" else drawn[name] for name in drawn}
+
+    def leaf(path, drawn, like):
+        if "log_temperature" in jax.tree_util.keystr(path):
+            return np.asarray(np.log(TEMPERATURE), dtype)
+        return np.asarray(drawn, like.dtype) * (5 if "['token']" in jax.tree_util.keystr(path) else 1)
+
+    params = jax.tree_util.tree_map_with_path(leaf, random_like(shapes), shapes)
+    if not case.towers.shared:
+        params["towers"]["query"] = params["towers"]["document"]
+    return params
 
 
 def plain_loss(case, params, batch, dtype):
@@ -197,7 +215,14 @@ def compare(case, dtype, place, cache_chunks):
     assert loss.dtype == dtype
     assert abs(loss - expected_loss) <= TOLERANCES[dtype] * abs(expected_loss)
     assert all(np.linalg.norm(leaf) > 0 for leaf in jax.tree.leaves(expected))
-    assert far_leaves(gradient, expected, tolerance=TOLERANCES[dtype]) == {}
+    far = far_leaves(gradient, expected, tolerance=TOLERANCES[dtype])
+    if dtype == "float32":
+        far = {path: e for path, e in far.items() if e > CANCELLING_TOLERANCE or not path_of_any(path, CANCELLING)}
+    assert far == {}
+
+
+def path_of_any(path, parts):
+    return any(part in path for part in parts)
 
 
 # Every option of the loss, every place and both numbers of chunks are in one of these.

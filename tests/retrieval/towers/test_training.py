@@ -72,9 +72,11 @@ def test_the_objectives_gradient_on_a_mesh_equals_that_on_one_device(folder):
 
 
 @pytest.mark.slow
-def test_losses_with_pinned_activations_are_those_of_one_device(folder):
+@pytest.mark.parametrize("more", [{}, {"negatives": "ring", "cache_chunks": 4, "matryoshka_dims": (8, 32)}])
+def test_losses_with_pinned_activations_are_those_of_one_device(folder, more):
     training = {"num_steps": 3, "compute_dtype": "float32"}
-    job = tiny_job(folder, contrastive={"learn_temperature": True, "symmetric": True}, training=training)
+    contrastive = {"learn_temperature": True, "symmetric": True, **more}
+    job = tiny_job(folder, contrastive=contrastive, training=training)
     objective = job.objective()
     mesh = "data=2,fsdp=2,tensor=2"
     assert runs.placed(objective, job.training, mesh).plan.activations
