@@ -76,4 +76,4 @@ class NegativesTraffic:
         sent = self.ring_sent_bytes if negatives == "ring" else self.gather_sent_bytes
         verb = "sends" if negatives == self.contrastive.negatives else "would send"
         scores = self.score_bytes(negatives)
-        return f"{negatives} {verb} {sent:,} bytes from each device and needs scores of {scores:,} bytes at a time"
+        return f"{negatives} {verb} {sent:,} bytes from each device, with {scores:,} bytes of scores at a time"

@@ -29,8 +29,8 @@ class PairLoss:
       towers: the two encoders.
       contrastive: the loss.
       compute_dtype: of the transformers' products.
-      mesh: whose devices pass documents round, where `contrastive.negatives` says so; None computes the same loss
-        without saying how documents come to queries.
+      mesh: whose devices pass queries round, where `contrastive.negatives` says so; None computes the same loss
+        without saying how queries and documents meet.
     """
 
     towers: TowerPair

@@ -101,8 +101,8 @@ def test_a_step_says_how_its_negatives_meet_and_what_that_costs(folder):
     assert ring.notes == ()
     (note,) = ring.on(MeshSpec(data=4, fsdp=2)).notes
     assert note == (
-        "negatives of 16 queries over 8 devices: ring sends 6,976 bytes from each device and needs scores of 16 bytes "
-        "at a time; gather would send 3,584 bytes from each device and needs scores of 128 bytes at a time"
+        "negatives of 16 queries over 8 devices: ring sends 6,976 bytes from each device, with 16 bytes of scores at a "
+        "time; gather would send 3,584 bytes from each device, with 128 bytes of scores at a time"
     )
     (note,) = tiny_job(folder, training={"grad_accum": 2}).planned_step().on(MeshSpec(data=2)).notes
     assert note.startswith("negatives of 8 queries over 2 devices: gather sends 1,024 bytes")
