@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxscale.errors import MachineError, UsageError
 
@@ -160,6 +160,18 @@ def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     except (ValueError, NotImplementedError, AssertionError) as error:
         raise UsageError(f"mesh: {spec} does not fit the network of these {len(devices)} devices: {error}") from error
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_mesh(spec: MeshSpec) -> AbstractMesh:
+    """The axes of a mesh without its devices: for a `shard_map` that is traced before there are any.
+
+    Args:
+      spec: with every size resolved.
+
+    >>> abstract_mesh(MeshSpec(fsdp=4)).size
+    4
+    """
+    return AbstractMesh(tuple(spec.sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_from_text(text: str, devices: Sequence[Any] | None = None) -> Mesh:

@@ -127,7 +127,7 @@ def lower_here(request: CompileRequest) -> tuple[jax.stages.Lowered, Mesh]:
     on_cpu = request.topology.startswith("cpu:")
     devices = jax.devices() if on_cpu else describe_topology(request.topology, num_slices=request.num_slices)
     mesh = make_mesh(spec, devices)
-    planned = job.planned_step()
+    planned = job.planned_step().on(spec)
     plan = derive_step(planned, spec)
     # Predictions are of the plain attention, and so what is compiled beside them, unless the job names a kernel.
     attention = "plain" if job.training.attention == "auto" else job.training.attention

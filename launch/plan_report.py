@@ -26,11 +26,13 @@ class PlanReport:
       estimate: counted from its program.
       compiled: of the compiler; None for chips that it can't be asked about here.
       changes: what to try where it does not fit.
+      notes: what the job says of the communication that it does itself.
     """
 
     estimate: StepEstimate
     compiled: CompiledRecipe | None
     changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -63,6 +65,7 @@ class PlanReport:
             "compiled": None if self.compiled is None else typed_json.encode(self.compiled),
             "compiled_bound": None if bound is None else typed_json.encode(bound),
             "changes": typed_json.encode(self.changes),
+            "notes": list(self.notes),
         }
 
     def render(self) -> str:
@@ -87,6 +90,7 @@ class PlanReport:
             lines += ["  a loop of unknown length is counted once: the compiled figures are too low"]
         if step is not None and step.out_of_memory is not None and step.collectives:
             lines += ["  the compiler gave up before its program was done: these bytes may be off"]
+        lines += [f"  {note}" for note in self.notes]
         lines += ["", "bound on a step's time", *_table(_bounds(estimate, self.compiled_bound)), ""]
         if self.compiled is not None and self.compiled.rematerialized:
             lines += ["the compiler finds no way from one sharding to another but a copy of the whole"]

@@ -349,7 +349,7 @@ _RULES_BY_NAMES: dict[str, Rule] = {
     # Along a dim, which keeps its size.
     "cumlogsumexp cummax cummin cumprod cumsum rev": _elementwise,
     "eq": _compared,
-    "optimization_barrier psum pmax pmin psum_invariant": _positional,
+    "optimization_barrier ppermute psum pmax pmin psum_invariant": _positional,
     "sort": _sorted,
     "slice": _slice,
     "split": _split,

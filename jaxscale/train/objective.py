@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int64, PRNGKeyArray
 
+from jaxscale.mesh import MeshSpec
+
 # A nested dict of arrays; float32 leaves are the master weights.
 Params = dict[str, Any]
 # One global batch: every leaf's leading dim is the batch's size.
@@ -18,8 +20,7 @@ class Objective(Protocol):
     """A thing to train. The loop knows nothing else of it, and calls nothing else.
 
     `init_params` and `loss` are traced by jax; `batch`, `evaluate` and `export` run on the host. What an objective may
-    have besides is in `SaysSamples`, `SaysTokens`, `NeedsOneProcess` and
-    `AveragesParts`.
+    have besides is in `SaysSamples`, `SaysTokens`, `NeedsOneProcess`, `AveragesParts` and `KnowsMesh`.
     """
 
     @property
@@ -134,5 +135,18 @@ class AveragesParts(Protocol):
         """The weight of a part in the mean of the losses, and of their metrics; traceable.
 
         None where the loss is no such mean: examples meet each other, or dropout would draw the same for every part.
+        """
+        ...
+
+
+@runtime_checkable
+class KnowsMesh(Protocol):
+    """An objective whose loss communicates by hand, in a `shard_map`, and so is another program on every mesh."""
+
+    def on(self, mesh: MeshSpec) -> Objective:
+        """The objective whose `loss` is to be computed on that mesh; what it computes is the same on all.
+
+        Args:
+          mesh: with every size resolved.
         """
         ...

@@ -21,7 +21,7 @@ from jaxscale.sharding.plan import ShardingPlan, replicated
 from jaxscale.sharding.reorder import restore_on_mesh, store_on_mesh
 from jaxscale.train.batch_shapes import BatchShapes, Bucket, bucket_of, bucket_text, check_divides
 from jaxscale.train.job import TrainingIdentity
-from jaxscale.train.objective import AveragesParts, Batch, Objective, Params
+from jaxscale.train.objective import AveragesParts, Batch, KnowsMesh, Objective, Params
 from jaxscale.train.pinned_loss import pinned_loss, planned_inputs, planned_loss
 from jaxscale.train.randomness import named_key
 from jaxscale.train.slice_gradients import SliceGradients
@@ -137,6 +137,8 @@ def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Place
       UsageError: a batch can't be cut as grad_accum and the mesh ask, or be computed as the plan says.
     """
     spec, batches = spec_of(mesh), objective.batch_shapes()
+    if isinstance(objective, KnowsMesh):
+        objective = objective.on(spec)
     sizes = identity.batch_sizes.distinct
     for size in sizes:
         check_divides(size, identity.grad_accum, spec)

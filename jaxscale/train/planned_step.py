@@ -24,6 +24,8 @@ from jaxscale.train.objective import Params
 from jaxscale.train.slice_gradients import SliceGradients, Weight
 from jaxscale.train.step import accumulated_gradient
 
+Loss = Callable[[Params, Mapping[str, jax.Array]], Float[Array, ""]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedStep:
@@ -37,15 +39,34 @@ class PlannedStep:
       num_tokens: tokens in a global batch, over all its leaves that the model reads.
       grad_accum: microbatches per step.
       part_weight: of a part of a batch in its loss; None where the loss is no mean of its parts'. See `AveragesParts`.
+      loss_on: `loss` as it is computed on one mesh, and lines that say what is done there by hand; None where the loss
+        is one program on all. See `KnowsMesh`.
+      notes: such lines, of a step that was asked for on a mesh.
     """
 
-    loss: Callable[[Params, Mapping[str, jax.Array]], Float[Array, ""]]
+    loss: Loss
     params: Params
     batch: dict[str, jax.ShapeDtypeStruct]
     optimizer: optax.GradientTransformation
     num_tokens: int
     grad_accum: int = 1
     part_weight: Weight | None = None
+    loss_on: Callable[[MeshSpec], tuple[Loss, tuple[str, ...]]] | None = None
+    notes: tuple[str, ...] = ()
+
+    def on(self, mesh: MeshSpec) -> "PlannedStep":
+        """The step as it is computed on a mesh: what a plan for that mesh is derived from and applied to.
+
+        Args:
+          mesh: with every size resolved.
+
+        Raises:
+          UsageError: the loss can't be computed there.
+        """
+        if self.loss_on is None:
+            return self
+        loss, notes = self.loss_on(mesh)
+        return dataclasses.replace(self, loss=loss, loss_on=None, notes=notes)
 
     @property
     def microbatch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -74,7 +95,7 @@ def derive_step(step: PlannedStep, mesh: MeshSpec, *, limits: Limits = DEFAULT_L
     """The plan of a training step: derived from the loss of one microbatch, which is what runs.
 
     Args:
-      step: what is computed.
+      step: what is computed; as it is `on` that mesh, where the mesh changes it.
       mesh: with every size resolved; its devices need not be there.
       limits: what is small, and what is too much to copy.
 

@@ -69,10 +69,10 @@ class Command:
           MachineError: the page can't be written.
         """
         spec, chip = _spec(self.mesh or self.job.operation.mesh), chip_of_topology(self.chip)
-        step = self.job.planned_step()
+        step = self.job.planned_step().on(spec)
         plan = derive_step(step, spec)
         sources = _sources(step, plan)
-        print(plan.render(every_leaf=self.every_leaf, sources=sources))
+        print("\n".join([plan.render(every_leaf=self.every_leaf, sources=sources), *step.notes]))
         if self.html is not None:
             self._draw(self.html, step, plan, chip, sources)
         report: dict[str, Any] = plan.to_json()

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
@@ -14,8 +14,12 @@ from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.train.job import TrainingIdentity
 from retrieval.towers.crops import QueryCrops, make_crops
 from retrieval.towers.encoder import tokenize
-from retrieval.towers.loss import NO_DOCUMENT
-from retrieval.towers.pairs import PairData, PairSource, PairTable
+from retrieval.towers.grouped_batches import GroupedSchedule
+from retrieval.towers.in_batch import NO_DOCUMENT
+from retrieval.towers.near_duplicates import duplicate_groups
+from retrieval.towers.pair_table import PairTable
+from retrieval.towers.pairs import PairData, PairSource
+from retrieval.towers.sources import groups_of_documents
 from retrieval.towers.start import Start
 from retrieval.towers.tokens import TokenRow, TokenTable
 
@@ -39,6 +43,8 @@ class PairBatches:
       query_buckets: padded lengths of queries.
       document_buckets: padded lengths of documents.
       num_hard_negatives: per query and step.
+      hard_negative_draws: others at every step, or dealt out over epochs; see `PairData`.
+      duplicates: the group of near-duplicates that each document of the corpus is in; None where none are told apart.
       pad_id: the token that fills.
     """
 
@@ -47,10 +53,12 @@ class PairBatches:
     documents: TokenTable
     crops: QueryCrops
     cropped_rows: Int[np.ndarray, "_"]
-    schedule: BatchSchedule
+    schedule: BatchSchedule | GroupedSchedule
     query_buckets: tuple[int, ...]
     document_buckets: tuple[int, ...]
     num_hard_negatives: int
+    hard_negative_draws: Literal["step", "epoch"]
+    duplicates: Int[np.ndarray, "N"] | None
     pad_id: int
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -58,7 +66,8 @@ class PairBatches:
 
         Returns:
           `query_tokens` int32 and `query_mask` bool [B S]; `document_tokens` and `document_mask` [B P S];
-          `document_ids` int32 [B P], rows of the corpus; `known_positives` int32 [B M].
+          `document_ids` int32 [B P], rows of the corpus; `known_positives` int32 [B M]; `document_groups` int32 [B P],
+          only where near-duplicates are told.
         """
         examples = self.schedule.indices(step)
         is_crop = examples >= len(self.table.pairs)
@@ -72,12 +81,13 @@ class PairBatches:
         known_positives[~is_crop] = self.table.known_positives[query_rows]
         document_rows = own[:, None]
         if self.num_hard_negatives:
-            negatives = self.table.choose_hard_negatives(query_rows, self.num_hard_negatives, seed)
+            negatives = self._hard_negatives(step, examples, query_rows)
             document_rows = np.concatenate([document_rows, negatives], axis=1)
         query_tokens, query_mask = pad_to_bucket(query_ids, self.query_buckets, self.pad_id)
         flat_tokens, flat_mask = pad_to_bucket(
             self.documents.rows(document_rows.reshape(-1)), self.document_buckets, self.pad_id
         )
+        groups = {} if self.duplicates is None else {"document_groups": self.duplicates[document_rows]}
         return {
             "query_tokens": query_tokens,
             "query_mask": query_mask,
@@ -85,6 +95,7 @@ class PairBatches:
             "document_mask": flat_mask.reshape(*document_rows.shape, -1),
             "document_ids": document_rows,
             "known_positives": known_positives,
+            **groups,
         }
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -95,9 +106,18 @@ class PairBatches:
                 1 + self.num_hard_negatives,
                 lengths,
                 self.table.known_positives.shape[1],
+                groups=self.duplicates is not None,
             )
             for lengths in itertools.product(self.query_buckets, self.document_buckets)
         ]
+
+    def _hard_negatives(
+        self, step: int, pair_rows: Int[np.ndarray, "B"], query_rows: Int[np.ndarray, "B"]
+    ) -> Int[np.ndarray, "B C"]:
+        if self.hard_negative_draws == "step":
+            return self.table.choose_hard_negatives(query_rows, self.num_hard_negatives, (self.schedule.seed, step))
+        epoch = step // self.schedule.num_batches_per_epoch
+        return self.table.hard_negatives_of_epoch(pair_rows, self.num_hard_negatives, epoch, self.schedule.seed)
 
     def _crops(self, document_rows: Int[np.ndarray, "_"], seed: tuple[int, ...]) -> list[Int32[np.ndarray, "_"]]:
         rng = np.random.default_rng(seed)
@@ -133,23 +153,39 @@ def make_batches(
     for row, ids in zip(used, tokenize(start.towers.document, start.tokenizer, passages).ids, strict=True):
         documents[row] = ids
     crops = make_crops(start.tokenizer, start.towers.query, start.towers.document)
-    cropped_rows = [row for row in used if crops.has_text(documents[row])] if data.crops_per_document else []
+    cropped = [row for row in used if crops.has_text(documents[row])] if data.crops_per_document else []
+    cropped_rows = np.array(cropped, np.int32)
+    own_rows = np.concatenate([table.pairs[:, 1], *[cropped_rows] * data.crops_per_document])
     return PairBatches(
         table=table,
         queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
         documents=TokenTable.of(documents),
         crops=crops,
-        cropped_rows=np.array(cropped_rows, np.int32),
-        schedule=BatchSchedule(
-            num_examples=len(table.pairs) + data.crops_per_document * len(cropped_rows),
-            global_batch_size=training.global_batch_size,
-            seed=training.seed,
-        ),
+        cropped_rows=cropped_rows,
+        schedule=_schedule(len(own_rows), groups_of_documents(source, data, own_rows), training),
         query_buckets=data.query_buckets,
         document_buckets=data.document_buckets,
         num_hard_negatives=data.num_hard_negatives,
+        hard_negative_draws=data.hard_negative_draws,
+        duplicates=_duplicates(source, data),
         pad_id=start.tokenizer.pad_id,
     )
+
+
+def _duplicates(source: PairSource, data: PairData) -> Int32[np.ndarray, "N"] | None:
+    """The group of near-duplicates of each document, if it is asked for."""
+    if data.duplicate_jaccard is None:
+        return None
+    return duplicate_groups((doc.passage for doc in source.docs), data.duplicate_jaccard)
+
+
+def _schedule(
+    num_examples: int, groups: Int[np.ndarray, "_"] | None, training: TrainingIdentity
+) -> BatchSchedule | GroupedSchedule:
+    size, seed = training.global_batch_size, training.seed
+    if groups is None:
+        return BatchSchedule(num_examples=num_examples, global_batch_size=size, seed=seed)
+    return GroupedSchedule.of(groups, global_batch_size=size, seed=seed)
 
 
 def planned_batch(data: PairData, global_batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -161,11 +197,12 @@ def planned_batch(data: PairData, global_batch_size: int) -> dict[str, jax.Shape
       data: lengths and hard negatives.
       global_batch_size: B.
     """
-    return _shapes(global_batch_size, 1 + data.num_hard_negatives, data.max_lengths, 1)
+    groups = data.duplicate_jaccard is not None
+    return _shapes(global_batch_size, 1 + data.num_hard_negatives, data.max_lengths, 1, groups=groups)
 
 
 def _shapes(
-    num_queries: int, num_documents: int, lengths: tuple[int, int], num_known: int
+    num_queries: int, num_documents: int, lengths: tuple[int, int], num_known: int, *, groups: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch.
 
@@ -174,6 +211,7 @@ def _shapes(
       num_documents: P, of each query.
       lengths: tokens of a query and of a document, padded.
       num_known: M, known positives of each query.
+      groups: whether documents have groups of near-duplicates.
     """
     query_length, document_length = lengths
     rows, documents = (num_queries,), (num_queries, num_documents)
@@ -184,5 +222,6 @@ def _shapes(
         "document_mask": ((*documents, document_length), np.bool_),
         "document_ids": (documents, np.int32),
         "known_positives": ((*rows, num_known), np.int32),
+        **({"document_groups": (documents, np.int32)} if groups else {}),
     }
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -10,16 +10,21 @@ import jax
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.specs import BATCH_AXES, num_parts
 from jaxscale.train.batch_shapes import check_divides
 from jaxscale.train.job import Operation, TrainingIdentity
-from jaxscale.train.planned_step import PlannedStep
+from jaxscale.train.planned_step import Loss, PlannedStep
 from jaxscale.train.randomness import named_key
 from retrieval.towers.batches import make_batches, planned_batch
+from retrieval.towers.chunks import check_chunks
 from retrieval.towers.dev import make_dev_set, metric_names
+from retrieval.towers.encoder import TowerPair
 from retrieval.towers.loss import Contrastive
+from retrieval.towers.negatives_traffic import NegativesTraffic
 from retrieval.towers.objective import DualTowerObjective
 from retrieval.towers.pair_loss import PairLoss
-from retrieval.towers.pairs import PairData, PairSource, make_table, read_source
+from retrieval.towers.pair_table import make_table
+from retrieval.towers.pairs import PairData, PairSource, read_source
 from retrieval.towers.start import Start, Towers, planned_towers, start_towers
 
 
@@ -59,6 +64,7 @@ class DualTowerJob:
         self._check_lengths()
         self._check_batch()
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
+        check_chunks(self._microbatch, self.contrastive.cache_chunks, num_parts(mesh, BATCH_AXES))
         best, names = self.operation.best_metric, metric_names(sampled=self.data.dev_sampled)
         if best and best not in names:
             raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
@@ -80,9 +86,7 @@ class DualTowerJob:
         hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
-            computation=PairLoss(
-                towers=start.towers, contrastive=self.contrastive, compute_dtype=training.compute_dtype
-            ),
+            computation=self._computation(start.towers),
             pairs=make_batches(source, table, data, start, training),
             dev=make_dev_set(source, data, start),
             tokenizer=start.tokenizer,
@@ -104,14 +108,18 @@ class DualTowerJob:
         self._check_lengths()
         self._check_batch()
         training = self.training
-        computation = PairLoss(
-            towers=planned_towers(self.towers, self.data.max_lengths),
-            contrastive=self.contrastive,
-            compute_dtype=training.compute_dtype,
-        )
+        computation = self._computation(planned_towers(self.towers, self.data.max_lengths))
         batch = planned_batch(self.data, training.global_batch_size)
+
+        def loss_of(computation: PairLoss) -> Loss:
+            return lambda params, batch: computation.loss(params, batch, named_key(training.seed, "loss"))[0]
+
+        def loss_on(mesh: MeshSpec) -> tuple[Loss, tuple[str, ...]]:
+            return loss_of(computation.on(mesh)), (self._negatives_note(computation.towers, mesh),)
+
         return PlannedStep(
-            loss=lambda params, batch: computation.loss(params, batch, named_key(training.seed, "loss"))[0],
+            loss=loss_of(computation),
+            loss_on=loss_on,
             params=jax.eval_shape(lambda: computation.init_params(named_key(training.seed, "params"))),
             batch=batch,
             optimizer=training.optimizer.transformation(),
@@ -119,13 +127,18 @@ class DualTowerJob:
             grad_accum=training.grad_accum,
         )
 
+    def _computation(self, towers: TowerPair) -> PairLoss:
+        self.contrastive.prefixes(towers.query.num_dims)  # refuses dims that the vectors do not have
+        return PairLoss(towers=towers, contrastive=self.contrastive, compute_dtype=self.training.compute_dtype)
+
     def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:
         """The job without `operation`, with hashes of what lies at its paths in their place."""
         data = typed_json.encode(self.data)
         del data["folder"]
         data["corpus"] = source.sha256
-        if self.data.hard_negatives:
-            data["hard_negatives"] = hashlib.sha256(Path(self.data.hard_negatives).read_bytes()).hexdigest()
+        for name in ("hard_negatives", "clusters"):
+            if path := getattr(self.data, name):
+                data[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         towers = typed_json.encode(self.towers)
         del towers["transformer"]
         towers["init_from"] = start.sha256
@@ -148,6 +161,9 @@ class DualTowerJob:
                 f"towers.init_from={towers.init_from!r} brings its own transformer, but towers.transformer is given "
                 "too; use one of them"
             )
+        if towers.transformer is not None:
+            # Of a model to start from, `_computation` asks the same.
+            self.contrastive.prefixes(towers.projection_dim or towers.transformer.d_model)
 
     def _check_lengths(self) -> None:
         transformer = self.towers.transformer
@@ -160,9 +176,24 @@ class DualTowerJob:
                     f"{transformer.max_positions}; end it there or raise that"
                 )
 
+    @property
+    def _microbatch(self) -> int:
+        """Pairs that meet in one loss."""
+        return self.training.global_batch_size // self.training.grad_accum
+
+    def _negatives_note(self, towers: TowerPair, mesh: MeshSpec) -> str:
+        traffic = NegativesTraffic(
+            contrastive=self.contrastive,
+            num_queries=self._microbatch,
+            num_documents=1 + self.data.num_hard_negatives,
+            num_dims=towers.query.num_dims,
+            num_devices=num_parts(mesh, BATCH_AXES),
+            groups=self.data.duplicate_jaccard is not None,
+        )
+        return f"{traffic.text} a microbatch" if self.training.grad_accum > 1 else traffic.text
+
     def _check_batch(self) -> None:
-        microbatch = self.training.global_batch_size // self.training.grad_accum
-        if microbatch == 1 and self.data.num_hard_negatives == 0:
+        if self._microbatch == 1 and self.data.num_hard_negatives == 0:
             raise UsageError(
                 f"global_batch_size={self.training.global_batch_size} with grad_accum={self.training.grad_accum} "
                 "leaves 1 pair in a microbatch, which has no negatives; use at least 2 pairs, or hard negatives"

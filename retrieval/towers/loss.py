@@ -1,21 +1,22 @@
 """InfoNCE: each query's own document against every other document of the global batch.
 
-In-batch negatives are gathered across the whole mesh: under jit the batch's leading dim lies over the mesh, and the one
-product `queries @ documents.T` over the global batch makes the compiler gather the documents wherever they are. Query i
+Under jit the batch's leading dim lies over the mesh, and the one product `queries @ documents.T` over the global batch
+makes the compiler gather one side of it wherever it is; `retrieval.towers.ring` passes it round instead. Query i
 belongs to document i of the *global* batch, never of a device's share, so labels can't shift.
 """
 
 import dataclasses
+import itertools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from jaxscale import typed_json
 from jaxscale.errors import UsageError
-
-# Stands where there is no document: in the ids of known positives, padded to one width.
-NO_DOCUMENT = -1
+from retrieval.towers.in_batch import Asked, Offered, Positives, Relations, relations
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,14 @@ class Contrastive:
       symmetric: adds the loss of finding each document's query among the batch's queries, and halves the sum.
       mask_same_document: a document that stands in the batch twice is no negative of its own query.
       mask_known_positives: a document of the batch that is another relevant one of a query is no negative of it.
+      positives: what a query is to find: its `own` document, or `all` of the batch that are known to be relevant.
+      matryoshka_dims: leading dims of the vectors that are trained as vectors of their own, rising; the last is all of
+        them. Empty: whole vectors alone.
+      matryoshka_weights: of the loss of each of these in the sum; empty: 1 each.
+      cache_chunks: parts in which a batch is encoded one after the other, and again in the backward pass, so that
+        activations of one part alone are kept.
+      negatives: how queries and documents of different devices meet: all at once (`gather`), or the queries passed from
+        device to device, with the scores of two devices' examples at a time (`ring`).
     """
 
     temperature: float = 0.05
@@ -35,86 +44,113 @@ class Contrastive:
     symmetric: bool = False
     mask_same_document: bool = True
     mask_known_positives: bool = True
+    positives: Positives = typed_json.added("own")  # noqa: RUF009 (a field of a frozen class)
+    matryoshka_dims: tuple[int, ...] = typed_json.added(())
+    matryoshka_weights: tuple[float, ...] = typed_json.added(())
+    cache_chunks: int = typed_json.added(1)
+    negatives: Literal["gather", "ring"] = typed_json.added("gather")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UsageError(f"temperature={self.temperature} must be above 0; 0.05 is usual for cosine scores")
+        if self.cache_chunks < 1:
+            raise UsageError(f"cache_chunks={self.cache_chunks} must be at least 1")
+        if any(later <= earlier for earlier, later in itertools.pairwise((0, *self.matryoshka_dims))):
+            raise UsageError(f"matryoshka_dims={self.matryoshka_dims} must be at least 1, each above the one before")
+        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka_dims):
+            raise UsageError(
+                f"matryoshka_weights={self.matryoshka_weights} must be {len(self.matryoshka_dims)}, one for each of "
+                f"matryoshka_dims={self.matryoshka_dims}, or none"
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.matryoshka_weights):
+            raise UsageError(f"matryoshka_weights={self.matryoshka_weights} must all be above 0")
+
+    def prefixes(self, num_dims: int) -> tuple[tuple[int, float], ...]:
+        """The leading dims that are trained, each with the weight of its loss; the last pair is the whole vector's.
+
+        Args:
+          num_dims: of the vectors (E).
+
+        Raises:
+          UsageError: `matryoshka_dims` does not end with `num_dims`.
+
+        >>> Contrastive(matryoshka_dims=(4, 8), matryoshka_weights=(0.5, 1.0)).prefixes(8)
+        ((4, 0.5), (8, 1.0))
+        """
+        dims = self.matryoshka_dims or (num_dims,)
+        if dims[-1] > num_dims:
+            raise UsageError(
+                f"matryoshka_dims={dims} goes beyond the vectors, which have {num_dims} dims; end it there"
+            )
+        if dims[-1] < num_dims:
+            raise UsageError(
+                f"matryoshka_dims={dims} must end with {num_dims}, all dims of the vectors: what is in none of them "
+                "would never be trained"
+            )
+        return tuple(zip(dims, self.matryoshka_weights or (1.0,) * len(dims), strict=True))
+
+    def relations(self, asked: Asked, offered: Offered) -> Relations:
+        """What documents are to queries; see `retrieval.towers.in_batch.relations`."""
+        return relations(
+            asked,
+            offered,
+            positives=self.positives,
+            mask_same_document=self.mask_same_document,
+            mask_known_positives=self.mask_known_positives,
+        )
+
+
+def scores_of(queries: Float[Array, "Q E"], documents: Float[Array, "N P E"]) -> Float[Array, "Q N P"]:
+    """The product of every query with every document, float32."""
+    flat = documents.reshape(-1, documents.shape[-1])
+    # HIGHEST: on accelerators a float32 product would otherwise be rounded to bfloat16 or TF32.
+    scores = jnp.matmul(queries, flat.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return scores.reshape(queries.shape[0], *documents.shape[:2])
 
 
 def info_nce(
     queries: Float[Array, "B E"],
     documents: Float[Array, "B P E"],
     temperature: Float[Array, ""],
-    excluded: Bool[Array, "B B P"],
+    related: Relations,
     *,
     symmetric: bool,
 ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
-    """The mean over queries of `-log softmax(q . d / t)` at the query's own document.
+    """The mean over queries of `-log softmax(q . d / t)` at each query's positives.
 
     With scores `s[i, j, p] = q[i] . d[j, p] / t` over the P documents that each query j brings (the first is its own,
     the others are its hard negatives), the loss of query i is
 
-        logsumexp over (j, p) not excluded of s[i, j, p]  -  s[i, i, 0]
+        logsumexp over (j, p) not excluded of s[i, j, p]  -  mean over (j, p) positive of s[i, j, p]
 
-    and, where symmetric, the mean of that and of `logsumexp over j of s[j, i, 0]  -  s[i, i, 0]`.
+    and, where symmetric, the mean of that and of what document (i, 0) loses among the queries, which is
+    `logsumexp over j not excluded of s[j, i, 0]  -  mean over j positive of s[j, i, 0]`. So each of several positives
+    is found among all others, the other positives too.
 
     Args:
       queries: one vector per query of the global batch.
       documents: its P documents' vectors.
       temperature: a positive scalar.
-      excluded: True where document (j, p) is no negative of query i; `excluded[i, i, 0]` is False.
+      related: what every document is to every query.
       symmetric: whether documents look for their queries too.
 
     Returns:
-      The loss and, per query, 1.0 where its own document scored highest; float32, accumulated in float32.
+      The loss and, per query, 1.0 where a positive scored highest; float32, accumulated in float32.
 
     Reference:
       van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding, equation 4;
-      in-batch negatives: Karpukhin et al. 2020, Dense Passage Retrieval, section 3.2.
+      in-batch negatives: Karpukhin et al. 2020, Dense Passage Retrieval, section 3.2;
+      several positives: Khosla et al. 2020, Supervised Contrastive Learning, equation 2 (`out`).
     """
-    num_queries, num_passages, _ = documents.shape
-    flat = documents.reshape(num_queries * num_passages, -1)
-    # HIGHEST: on accelerators a float32 product would otherwise be rounded to bfloat16 or TF32.
-    scores = jnp.matmul(queries, flat.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-    logits = jnp.where(excluded.reshape(num_queries, -1), -jnp.inf, scores / temperature)
-    own = jnp.diagonal(logits.reshape(num_queries, num_queries, num_passages)[:, :, 0])
-    losses = jax.nn.logsumexp(logits, axis=1) - own
-    hits = (own >= jnp.max(logits, axis=1)).astype(jnp.float32)
+    logits = jnp.where(related.excluded, -jnp.inf, scores_of(queries, documents) / temperature)
+    losses = _cross_entropy(logits, related.positive, (1, 2))
+    best_positive = jnp.max(jnp.where(related.positive, logits, -jnp.inf), axis=(1, 2))
+    hits = (best_positive >= jnp.max(logits, axis=(1, 2))).astype(jnp.float32)
     if symmetric:
-        over_queries = logits.reshape(num_queries, num_queries, num_passages)[:, :, 0]
-        losses = 0.5 * (losses + jax.nn.logsumexp(over_queries, axis=0) - own)
+        losses = 0.5 * (losses + _cross_entropy(logits[:, :, 0], related.positive[:, :, 0], (0,)))
     return jnp.mean(losses), hits
 
 
-def excluded_documents(
-    document_ids: Int[Array, "B P"],
-    known_positives: Int[Array, "B M"],
-    *,
-    mask_same_document: bool,
-    mask_known_positives: bool,
-) -> Bool[Array, "B B P"]:
-    """Which documents of the batch are no negatives of which query.
-
-    Args:
-      document_ids: the P documents of each query, its own first.
-      known_positives: every relevant document of each query, padded with `NO_DOCUMENT`.
-      mask_same_document: exclude documents with the id of the query's own one.
-      mask_known_positives: exclude documents that are relevant to the query.
-
-    Returns:
-      True at [i, j, p] where document (j, p) is excluded for query i; False at every [i, i, 0].
-
-    >>> ids = jnp.array([[7], [8], [7]])
-    >>> known = jnp.array([[7, 8], [8, -1], [7, -1]])
-    >>> excluded_documents(ids, known, mask_same_document=True, mask_known_positives=True)[:, :, 0].astype(int).tolist()
-    [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
-    """
-    num_queries, num_passages = document_ids.shape
-    excluded = jnp.zeros((num_queries, num_queries, num_passages), bool)
-    if mask_same_document:
-        excluded = excluded | (document_ids[None, :, :] == document_ids[:, :1, None])
-    if mask_known_positives:
-        matches = document_ids[None, :, :, None] == known_positives[:, None, None, :]
-        excluded = excluded | jnp.any(matches, axis=-1)
-    own = (jnp.eye(num_queries, dtype=bool))[:, :, None] & (jnp.arange(num_passages) == 0)[None, None, :]
-    return excluded & ~own
+def _cross_entropy(logits: Float[Array, "*dims"], positive: Array, axes: tuple[int, ...]) -> Float[Array, "B"]:
+    num_positives = jnp.sum(positive, axis=axes, dtype=jnp.float32)
+    return jax.nn.logsumexp(logits, axis=axes) - jnp.sum(jnp.where(positive, logits, 0.0), axis=axes) / num_positives

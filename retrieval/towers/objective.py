@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.mesh import MeshSpec
 from jaxscale.nn.functional import Params
 from retrieval.towers.batches import PairBatches
 from retrieval.towers.dev import DevSet
@@ -57,6 +58,10 @@ class DualTowerObjective:
         if self.computation.contrastive.learn_temperature:
             params["log_temperature"] = np.float32(math.log(self.computation.contrastive.temperature))
         return dataclasses.replace(self, starting_params=params)
+
+    def on(self, mesh: MeshSpec) -> Self:
+        """The objective whose loss is computed on a mesh; see `jaxscale.train.objective.KnowsMesh`."""
+        return dataclasses.replace(self, computation=self.computation.on(mesh))
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], key: Array

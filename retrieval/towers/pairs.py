@@ -1,21 +1,17 @@
-"""The pairs a dual tower trains on, read from a BEIR folder: who belongs to whom."""
+"""The texts and judgements a dual tower trains on, read from a BEIR folder, and what a job says of them."""
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Int
+from typing import Literal
 
 from jaxscale import typed_json
-from jaxscale.data.lines import read_lines
 from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.trec import Qrels
 from retrieval.records import Doc, Query
-from retrieval.towers.loss import NO_DOCUMENT
+from retrieval.towers.near_duplicates import LOWEST_JACCARD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +24,8 @@ class PairData:
       dev_split: the split whose queries tell the best checkpoint.
       hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; empty for none.
       num_hard_negatives: documents taken of it per query and step.
+      hard_negative_draws: which of a query's they are: others at every `step`, or, by `epoch`, all but these dropped in
+        an epoch, and none taken again before all that can be have had their turn.
       crops_per_document: queries cropped out of every passage in an epoch, besides the labelled pairs; others each
         epoch. See `retrieval.towers.crops`.
       query_buckets: padded lengths of a batch of queries, in tokens, rising; the last is the longest query kept.
@@ -35,6 +33,12 @@ class PairData:
       num_dev_queries: dev queries that are searched while training, at most; None: all.
       num_dev_documents: documents they are searched among: their relevant ones, and others up to this number;
         None: the whole corpus.
+      duplicate_jaccard: documents whose shingles are similar to this degree, in [0.5, 1], are near-duplicates, and no
+        negatives of each other's queries; see `retrieval.towers.near_duplicates`. None: not looked for.
+      source_separator: batches are drawn within a source: documents whose ids are alike up to where this text first
+        stands in them. Empty: out of all.
+      clusters: batches are drawn within a cluster: a jsonl file of `{"doc_id": ..., "cluster": ...}`, that names every
+        document with a query. Empty: out of all.
     """
 
     folder: str = ""
@@ -47,6 +51,10 @@ class PairData:
     document_buckets: tuple[int, ...] = (128,)
     num_dev_queries: int | None = 256
     num_dev_documents: int | None = 2048
+    hard_negative_draws: Literal["step", "epoch"] = typed_json.added("step")
+    duplicate_jaccard: float | None = typed_json.added(None)
+    source_separator: str = typed_json.added("")
+    clusters: str = typed_json.added("")
 
     def __post_init__(self) -> None:
         for name in ("query_buckets", "document_buckets"):
@@ -65,6 +73,15 @@ class PairData:
                 f"crops_per_document={self.crops_per_document} and num_hard_negatives={self.num_hard_negatives} "
                 "exclude each other, as a crop has no hard negatives; train on crops first, then with --init-from "
                 "on hard negatives"
+            )
+        if self.duplicate_jaccard is not None and not LOWEST_JACCARD <= self.duplicate_jaccard <= 1:
+            raise UsageError(
+                f"duplicate_jaccard={self.duplicate_jaccard} must be between {LOWEST_JACCARD} and 1, as 0.8, or None"
+            )
+        if self.source_separator and self.clusters:
+            raise UsageError(
+                f"source_separator={self.source_separator!r} and clusters={self.clusters!r} both say what batches are "
+                "drawn within; give one of them"
             )
         if bool(self.num_hard_negatives) != bool(self.hard_negatives):
             raise UsageError(
@@ -132,7 +149,8 @@ def read_source(folder: Path, split: str, dev_split: str) -> PairSource:
     """
     beir = BeirFolder.open(folder, check="full")
     docs = list(beir.docs())
-    qrels = {name: _relevant_only(beir.qrels(name)) for name in (split, dev_split)}
+    judged_of = {name: beir.qrels(name) for name in (split, dev_split)}
+    qrels = {name: _relevant_only(of_split) for name, of_split in judged_of.items()}
     judged = set().union(*(q.keys() for q in qrels.values()))
     source = PairSource(
         docs=docs,
@@ -143,7 +161,17 @@ def read_source(folder: Path, split: str, dev_split: str) -> PairSource:
     )
     for name, judgements in qrels.items():
         _check_judgements(source, judgements, f"{folder}/qrels/{name}.tsv")
+    _check_positives(judged_of[split], source.qrels, f"{folder}/qrels/{split}.tsv")
     return source
+
+
+def _check_positives(judged: Qrels, relevant: Qrels, where: str) -> None:
+    without = sorted(judged.keys() - relevant.keys())
+    if without:
+        raise DataError(
+            f"{where}: {len(without)} of {len(judged)} queries, such as {without[0]!r}, have no relevant document "
+            "(relevance above 0) that they could be trained to find; leave them out of the split"
+        )
 
 
 def _relevant_only(qrels: Qrels) -> Qrels:
@@ -160,93 +188,3 @@ def _check_judgements(source: PairSource, qrels: Qrels, where: str) -> None:
         unknown = next((doc_id for doc_id in judged if doc_id not in source.doc_rows), None)
         if unknown is not None:
             raise DataError(f"{where}: document {unknown!r} of query {query_id!r} is not in corpus.jsonl")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairTable:
-    """Who belongs to whom, as rows of arrays.
-
-    Attributes:
-      query_ids: the training queries, in the order of their rows.
-      pairs: [N 2] rows (query, document), one for each relevant pair.
-      known_positives: [Q M] every relevant document of each query, padded with `NO_DOCUMENT`.
-      hard_negatives: per query the documents to choose hard negatives from; None where there are none.
-    """
-
-    query_ids: list[str]
-    pairs: Int[np.ndarray, "N 2"]
-    known_positives: Int[np.ndarray, "Q M"]
-    hard_negatives: list[Int[np.ndarray, "_"]] | None
-
-    def document_rows(self) -> list[int]:
-        """The documents that a batch may hold, each once, rising."""
-        return np.unique(np.concatenate([self.pairs[:, 1], *(self.hard_negatives or [])])).tolist()
-
-    def choose_hard_negatives(self, query_rows: Int[np.ndarray, "B"], count: int, seed: tuple[int, ...]) -> np.ndarray:
-        """`count` different hard negatives for each query of a batch, [B count]; a pure function of its arguments."""
-        if self.hard_negatives is None or count == 0:
-            return np.empty((len(query_rows), 0), np.int32)
-        rng = np.random.default_rng(seed)
-        return np.stack([rng.choice(self.hard_negatives[row], count, replace=False) for row in query_rows])
-
-
-def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negatives: int) -> PairTable:
-    """Lays out the training split's pairs.
-
-    Args:
-      source: the texts and judgements.
-      hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`, or None.
-      num_hard_negatives: how many each query must have there.
-
-    Raises:
-      DataError: the file names a document that is not in the corpus, or a query has too few.
-    """
-    query_ids = list(source.qrels)
-    positives = [[source.doc_rows[doc] for doc in source.qrels[query]] for query in query_ids]
-    known = np.full((len(query_ids), max(map(len, positives))), NO_DOCUMENT, np.int32)
-    for row, docs in enumerate(positives):
-        known[row, : len(docs)] = docs
-    pairs = np.array([(row, doc) for row, docs in enumerate(positives) for doc in docs], np.int32)
-    negatives = None
-    if hard_negatives is not None:
-        by_query = _read_hard_negatives(hard_negatives, source)
-        negatives = [_negatives_of(query, by_query, num_hard_negatives, hard_negatives) for query in query_ids]
-    return PairTable(query_ids=query_ids, pairs=pairs, known_positives=known, hard_negatives=negatives)
-
-
-@dataclasses.dataclass(frozen=True)
-class _NegativesLine:
-    """A line of a file of hard negatives."""
-
-    query_id: str
-    doc_ids: list[str]
-
-
-def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, Int[np.ndarray, "_"]]:
-    if not path.is_file():
-        raise DataError(f"hard_negatives: there is no file {str(path)!r}")
-    found: dict[str, Int[np.ndarray, "_"]] = {}
-    for number, text in read_lines(path):
-        where = f"{path}:{number}"
-        try:
-            line = typed_json.decode(_NegativesLine, json.loads(text), where)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
-        if line.query_id in found:
-            raise DataError(f"{where}: query {line.query_id!r} stands in the file twice")
-        if line.query_id not in source.queries:
-            raise DataError(f"{where}: query {line.query_id!r} is not a judged one; is the file of another corpus?")
-        unknown = next((doc for doc in line.doc_ids if doc not in source.doc_rows), None)
-        if unknown is not None:
-            raise DataError(f"{where}: document {unknown!r} is not in corpus.jsonl; is the file of another corpus?")
-        found[line.query_id] = np.array(sorted({source.doc_rows[doc] for doc in line.doc_ids}), np.int32)
-    return found
-
-
-def _negatives_of(query: str, by_query: dict[str, np.ndarray], count: int, path: Path) -> np.ndarray:
-    got = len(by_query[query]) if query in by_query else 0
-    if got < count:
-        raise DataError(
-            f"{path}: query {query!r} has {got} different hard negatives, expected at least num_hard_negatives={count}"
-        )
-    return by_query[query]

@@ -1,7 +1,11 @@
 """Loss and gradients as training computes them on a mesh, under a plan that is applied, beside one device's."""
 
+import contextlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxscale.mesh import make_mesh
 from jaxscale.sharding.apply import apply_plan
@@ -44,6 +48,15 @@ def far_leaves(got, expected, *, tolerance):
         for (path, leaf), mine in leaves
     }
     return {path: error for path, error in errors.items() if not error <= tolerance}
+
+
+@contextlib.contextmanager
+def everything_in(dtype):
+    """With float64, what is float32 where it is written so is float64."""
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(dtype == "float64"):
+        if dtype == "float64":
+            patch.setattr(jnp, "float32", jnp.float64)
+        yield
 
 
 def _mesh(spec):

@@ -24,6 +24,15 @@ def test_it_prints_the_plan_and_reports_it_as_json(tmp_path, capsys):
     assert token.spec == (("tensor",), ("fsdp",))
 
 
+def test_what_a_job_communicates_by_hand_stands_below_the_plan(capsys):
+    words = ["two_tower_tiny", "--contrastive.negatives", "ring"]
+    note = "negatives of 16 queries over 8 devices: ring sends 6,976 bytes from each device"
+    assert cli.main(["explain", *words, "--mesh", "data=8"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(note)
+    assert cli.main(["plan", *words, "--topology", "cpu:8", "--mesh", "data=8", "--no-compile"]) == 0
+    assert note in capsys.readouterr().out
+
+
 def test_devices_that_are_not_there_can_be_explained(capsys):
     words = ["explain", "llama2_7b", "--mesh", "fsdp=16,tensor=16"]
     assert cli.main(words) == 0

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval.towers.loss import NO_DOCUMENT
+from retrieval.towers.in_batch import NO_DOCUMENT
 from tests.retrieval.towers.small_pairs import made_up_records, tiny_job, write_pairs
 
 
@@ -69,6 +69,36 @@ def test_shapes_come_from_the_buckets(folder):
     assert {objective.batch(step)["document_tokens"].shape[2] for step in range(20)} <= {8, 16, 32}
     assert objective.pairs.queries.offsets[1:].size == len(objective.pairs.table.query_ids)
     assert np.diff(objective.pairs.documents.offsets).max() <= 32
+
+
+def test_documents_carry_the_group_of_their_near_duplicates(folder):
+    """Every document is its own group but for those that share a shingle set, of which there are none here."""
+    job = tiny_job(folder, data={"duplicate_jaccard": 0.8})
+    objective = job.objective()
+    batch = objective.batch(0)
+    np.testing.assert_array_equal(batch["document_groups"], batch["document_ids"])
+    assert "document_groups" not in tiny_job(folder).objective().batch(0)
+    shapes = [{name: leaf.shape for name, leaf in of.items()} for of in (batch, objective.batch_shapes()[0])]
+    assert shapes[0] == shapes[1]
+    assert job.planned_step().batch["document_groups"].shape == batch["document_ids"].shape
+
+
+def test_hard_negatives_of_an_epoch_come_beside_their_query(folder, tmp_path):
+    """With 2 of 10 negatives a step, no query sees one twice in five epochs, whatever batches these are."""
+    _, _, qrels = made_up_records()
+    path, others = tmp_path / "negatives.jsonl", [f"d{number}" for number in range(40, 50)]
+    path.write_text("".join(json.dumps({"query_id": q, "doc_ids": others}) + "\n" for q in qrels["train"]))
+    data = {"hard_negatives": str(path), "num_hard_negatives": 2, "hard_negative_draws": "epoch"}
+    objective = tiny_job(folder, data=data).objective()
+    seen = {}
+    for number in range(5 * objective.pairs.schedule.num_batches_per_epoch):
+        batch = objective.batch(number)
+        for tokens, ids in zip(batch["query_tokens"].tolist(), batch["document_ids"].tolist(), strict=True):
+            seen.setdefault((*tokens, ids[0]), []).extend(ids[1:])
+    of_one_pair = [negatives for key, negatives in seen.items() if key[-1] not in (1, 2)]
+    assert max(map(len, of_one_pair)) == 10
+    assert all(len(set(negatives)) == len(negatives) for negatives in of_one_pair)
+    assert len({tuple(negatives) for negatives in of_one_pair}) > len(of_one_pair) // 2
 
 
 def test_hard_negatives_stand_beside_their_query(folder, tmp_path):

@@ -47,6 +47,12 @@ def test_a_whole_job_passes_the_checks(folder):
         ({"data": {"document_buckets": (32, 64)}}, "goes beyond the transformer's max_positions=32"),
         ({"training": {"global_batch_size": 1}}, "which has no negatives"),
         ({"training": {"global_batch_size": 16, "grad_accum": 16}}, "which has no negatives"),
+        (
+            {"contrastive": {"cache_chunks": 3}},
+            "cache_chunks=3 does not divide 16 examples; use 1 or 2 or 4",
+        ),
+        ({"contrastive": {"matryoshka_dims": (8, 64)}}, "goes beyond the vectors, which have 32 dims"),
+        ({"contrastive": {"matryoshka_dims": (8, 16)}}, "must end with 32, all dims of the vectors"),
         ({"operation": {"best_metric": "ndcg"}}, "must be one of sample_nDCG@10, sample_RR@10"),
         (
             {"data": {"num_dev_queries": None, "num_dev_documents": None}},
@@ -58,6 +64,13 @@ def test_what_does_not_fit_together_is_refused(folder, changes, said):
     with pytest.raises(UsageError) as refusal:
         tiny_job(folder, **changes).check(MeshSpec(data=1))
     assert said in str(refusal.value)
+
+
+def test_chunks_must_divide_every_devices_examples(folder):
+    job = tiny_job(folder, contrastive={"cache_chunks": 4})
+    job.check(MeshSpec(data=2, tensor=4))
+    with pytest.raises(UsageError, match="cache_chunks=4 does not divide 16 examples on a mesh that splits examples 8"):
+        job.check(MeshSpec(data=4, fsdp=2))
 
 
 def shapes(tree):
@@ -82,10 +95,28 @@ def test_the_planned_step_is_that_of_the_training_and_reads_no_data(folder, tmp_
     assert [e.primitive for e in ours.eqns][-len(theirs.eqns) :] == [e.primitive for e in theirs.eqns]
 
 
-def test_what_is_explained_is_where_training_has_its_arrays(folder):
-    job, mesh = tiny_job(folder, training={"grad_accum": 2}), MeshSpec(data=2, fsdp=2, tensor=2)
+def test_a_step_says_how_its_negatives_meet_and_what_that_costs(folder):
+    """Of 16 queries with 32 dims on 8 devices; with M = 1 a ring adds 13 numbers to 3 x 32 of each query."""
+    ring = tiny_job(folder, contrastive={"negatives": "ring"}).planned_step()
+    assert ring.notes == ()
+    (note,) = ring.on(MeshSpec(data=4, fsdp=2)).notes
+    assert note == (
+        "negatives of 16 queries over 8 devices: ring sends 6,976 bytes from each device, with 16 bytes of scores at a "
+        "time; gather would send 3,584 bytes from each device, with 128 bytes of scores at a time"
+    )
+    (note,) = tiny_job(folder, training={"grad_accum": 2}).planned_step().on(MeshSpec(data=2)).notes
+    assert note.startswith("negatives of 8 queries over 2 devices: gather sends 1,024 bytes")
+    assert note.endswith("a microbatch")
+
+
+@pytest.mark.parametrize(
+    "contrastive", [{}, {"negatives": "ring", "cache_chunks": 2, "symmetric": True, "matryoshka_dims": (8, 32)}]
+)
+def test_what_is_explained_is_where_training_has_its_arrays(folder, contrastive):
+    job = tiny_job(folder, training={"grad_accum": 2}, contrastive=contrastive)
+    mesh = MeshSpec(data=2, fsdp=2, tensor=2)
     explained, trained = (
-        derive_step(job.planned_step(), mesh),
+        derive_step(job.planned_step().on(mesh), mesh),
         place(job.objective(), job.training, make_mesh(mesh)).plan,
     )
 
