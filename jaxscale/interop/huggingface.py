@@ -6,6 +6,7 @@ A folder is turned into a model folder tensor by tensor, and back: one of them i
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -235,7 +236,7 @@ def _write_texts(folder: Path, card: ModelCard, family: Family[Any], dtype: Dtyp
     tokenizer, values = card.tokenizer, family.write(card.config, card.provenance.get("model_type"))
     end = end_of_text_id(tokenizer)
     values |= {
-        "architectures": [family.architectures[values["model_type"]]],
+        "architectures": [_architecture(card.config, family.architectures[values["model_type"]])],
         "dtype": dtype,
         "bos_token_id": tokenizer.opening_ids[0] if tokenizer.opening_ids else end,
         "eos_token_id": end,
@@ -253,6 +254,12 @@ def _write_texts(folder: Path, card: ModelCard, family: Family[Any], dtype: Dtyp
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(folder / "tokenizer.json")
     return [*texts, "tokenizer.json"]
+
+
+def _architecture(config: TransformerConfig | EncoderDecoderConfig, whole: str) -> str:
+    """The class that a model is loaded as: the whole one's, or that of the bare model where there is no output."""
+    has_output = isinstance(config, EncoderDecoderConfig) or (config.kind == "decoder" and not config.headless)
+    return whole if has_output else re.sub("(ForCausalLM|LMHeadModel)$", "Model", whole)
 
 
 def _checked(table: Table, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -123,6 +123,7 @@ class TransformerConfig:
       initial_token_stddev: of the first token table; None for `initial_stddev`.
       scaled_logits: whether scores of tokens are divided by sqrt(D) (PaLM, and T5 where its output is tied).
       qkv_bias: whether query, key and value have biases where other linear maps have none (Qwen2).
+      headless: whether a decoder has no output: its hidden states are all that it gives (a model that embeds texts).
     """
 
     kind: Literal["encoder", "decoder"]
@@ -154,6 +155,7 @@ class TransformerConfig:
     initial_token_stddev: float | None = typed_json.added(None)
     scaled_logits: bool = typed_json.added(False)
     qkv_bias: bool = typed_json.added(False)
+    headless: bool = typed_json.added(False)
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size"):
@@ -173,6 +175,11 @@ class TransformerConfig:
             raise UsageError("use_bias=True: experts have no biases; use_bias=False does")
         if self.qkv_bias and self.use_bias:
             raise UsageError("qkv_bias=True: with use_bias=True all linear maps have biases already; set one of them")
+        if self.headless and (self.kind != "decoder" or self.tied_output):
+            raise UsageError(
+                f"headless=True is of a decoder without an output, got kind={self.kind!r} and "
+                f"tied_output={self.tied_output}; an encoder has none anyway"
+            )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UsageError(f"dropout_rate={self.dropout_rate} must be in [0, 1)")
 
@@ -190,7 +197,7 @@ class TransformerConfig:
         """How many numbers the model learns."""
         num_embedded = self.vocab_size + self.type_vocab_size
         num_embedded += self.max_positions if self.positions == "learned" else 0
-        has_output = self.kind == "decoder" and not self.tied_output
+        has_output = self.kind == "decoder" and not (self.tied_output or self.headless)
         return (
             num_embedded * self.d_model
             + (NUM_RELATIVE_BUCKETS * self.num_heads if self.positions == "relative" else 0)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from jaxscale.data.tokenizer import Encoded, Tokenizer
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
 from retrieval.contract import Score
@@ -150,6 +150,7 @@ def apply_encoder(
     *,
     compute_dtype: DTypeLike,
     dropout_key: Array | None = None,
+    remat: Remat = False,
 ) -> Float32[Array, "B E"]:
     """The vectors of a batch of tokenised texts; pure.
 
@@ -160,12 +161,19 @@ def apply_encoder(
       mask: True at a text's own tokens, False at padding, which lies after them.
       compute_dtype: dtype of the transformer's products; they are accumulated in float32.
       dropout_key: a PRNG key while training; None switches dropout off.
+      remat: what of each layer the backward pass computes again.
 
     Returns:
       One float32 vector per text; of length 1 where `config.normalize`.
     """
     hidden = functional.apply(
-        config.transformer, params["transformer"], tokens, mask, compute_dtype=compute_dtype, dropout_key=dropout_key
+        config.transformer,
+        params["transformer"],
+        tokens,
+        mask,
+        compute_dtype=compute_dtype,
+        dropout_key=dropout_key,
+        remat=remat,
     )
     vectors = pool(hidden, mask, config.pooling)
     if config.projection_dim is not None:

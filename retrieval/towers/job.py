@@ -16,6 +16,7 @@ from jaxscale.train.planned_step import PlannedStep
 from jaxscale.train.randomness import named_key
 from retrieval.towers.batches import make_batches, planned_batch
 from retrieval.towers.dev import make_dev_set, metric_names
+from retrieval.towers.encoder import TowerPair
 from retrieval.towers.loss import Contrastive
 from retrieval.towers.objective import DualTowerObjective
 from retrieval.towers.pair_loss import PairLoss
@@ -80,9 +81,7 @@ class DualTowerJob:
         hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
-            computation=PairLoss(
-                towers=start.towers, contrastive=self.contrastive, compute_dtype=training.compute_dtype
-            ),
+            computation=self._computation(start.towers),
             pairs=make_batches(source, table, data, start, training),
             dev=make_dev_set(source, data, start),
             tokenizer=start.tokenizer,
@@ -104,11 +103,7 @@ class DualTowerJob:
         self._check_lengths()
         self._check_batch()
         training = self.training
-        computation = PairLoss(
-            towers=planned_towers(self.towers, self.data.max_lengths),
-            contrastive=self.contrastive,
-            compute_dtype=training.compute_dtype,
-        )
+        computation = self._computation(planned_towers(self.towers, self.data.max_lengths))
         batch = planned_batch(self.data, training.global_batch_size)
         return PlannedStep(
             loss=lambda params, batch: computation.loss(params, batch, named_key(training.seed, "loss"))[0],
@@ -117,6 +112,14 @@ class DualTowerJob:
             optimizer=training.optimizer.transformation(),
             num_tokens=batch["query_tokens"].size + batch["document_tokens"].size,
             grad_accum=training.grad_accum,
+        )
+
+    def _computation(self, towers: TowerPair) -> PairLoss:
+        return PairLoss(
+            towers=towers,
+            contrastive=self.contrastive,
+            compute_dtype=self.training.compute_dtype,
+            remat=self.towers.remat,
         )
 
     def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:

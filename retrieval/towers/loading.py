@@ -7,7 +7,9 @@ from typing import Any
 from jaxscale.errors import DataError, UsageError
 from jaxscale.interop.huggingface import import_model
 from jaxscale.nn import model_folder
+from jaxscale.nn.headless import headless, headless_params
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, load_model
+from jaxscale.nn.text import closed_by_end
 from jaxscale.store import commit
 from jaxscale.store.checksums import Check
 from retrieval.towers import retriever_folder
@@ -25,6 +27,8 @@ class EncoderOverrides:
       pooling: how hidden states become one vector.
       normalize: whether vectors are scaled to length 1, and so compared by cosine.
       max_length: tokens kept of a text.
+      append_end: whether the token that ends texts is put behind every text, also behind one that is cut.
+      both_ways: whether a decoder's tokens read those to their right too.
       query_prefix: text put before every query.
       document_prefix: text put before every document.
     """
@@ -32,6 +36,8 @@ class EncoderOverrides:
     pooling: Pooling | None = None
     normalize: bool | None = None
     max_length: int | None = None
+    append_end: bool | None = None
+    both_ways: bool | None = None
     query_prefix: str | None = None
     document_prefix: str | None = None
 
@@ -45,7 +51,9 @@ AS_IT_SAYS = EncoderOverrides()
 
 
 def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: Check = "full") -> LoadedTowers:
-    """Opens a retriever folder, a model folder, the `model/` of a run folder, or a Hugging Face folder (BERT family).
+    """Opens a retriever folder, a model folder, the `model/` of a run folder, or a Hugging Face folder.
+
+    Of a decoder the output over the vocabulary is left out.
 
     Args:
       path: the folder.
@@ -68,14 +76,14 @@ def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: 
                 f"{path}: holds neither MANIFEST.json nor config.json; expected a retriever, a model, a training run "
                 "or a Hugging Face folder"
             )
-        return _towers_of_model(import_model(path), overrides)
+        return _towers_of_model(import_model(path), path, overrides)
     found = commit.open_committed(path).manifest.format
     if found == retriever_folder.FORMAT:
         if overrides.given():
             raise UsageError(f"{path} is a trained retriever; its {', '.join(overrides.given())} can't be overridden")
         return read_retriever(path, check=check)
     if found == model_folder.FORMAT:
-        return _towers_of_model(load_model(path, check), overrides)
+        return _towers_of_model(load_model(path, check), path, overrides)
     raise DataError(f"{path} holds {found}, expected {retriever_folder.FORMAT} or {model_folder.FORMAT}")
 
 
@@ -85,7 +93,7 @@ def _model_of_run(run: Path) -> Path:
     return run / "model"
 
 
-def _towers_of_model(model: ModelFolder, overrides: EncoderOverrides) -> LoadedTowers:
+def _towers_of_model(model: ModelFolder, path: Path, overrides: EncoderOverrides) -> LoadedTowers:
     settings = model.settings or SentenceSettings(
         pooling="mean",
         normalize=True,
@@ -93,19 +101,23 @@ def _towers_of_model(model: ModelFolder, overrides: EncoderOverrides) -> LoadedT
         query_prefix="",
         document_prefix="",
     )
-    settings = dataclasses.replace(settings, **overrides.given())
+    names = {field.name for field in dataclasses.fields(settings)}
+    settings = dataclasses.replace(settings, **{n: v for n, v in overrides.given().items() if n in names})
+    tokenizer = closed_by_end(model.tokenizer, str(path)) if overrides.append_end else model.tokenizer
+    transformer = headless(model.transformer, both_ways=bool(overrides.both_ways))
+    params = {"transformer": headless_params(model.params)}
     query, document = (
         Encoder(
             config=EncoderConfig(
-                transformer=model.transformer,
+                transformer=transformer,
                 pooling=settings.pooling,
                 normalize=settings.normalize,
                 projection_dim=None,
                 prefix=prefix,
                 max_length=settings.max_length,
             ),
-            params={"transformer": model.params},
-            tokenizer=model.tokenizer,
+            params=params,
+            tokenizer=tokenizer,
         )
         for prefix in (settings.query_prefix, settings.document_prefix)
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxscale.nn.config import Remat
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
 from retrieval.towers.encoder import Side, TowerPair, apply_encoder, init_towers
@@ -22,11 +23,13 @@ class PairLoss:
       towers: the two encoders.
       contrastive: the loss.
       compute_dtype: of the transformers' products.
+      remat: what of each of their layers the backward pass computes again.
     """
 
     towers: TowerPair
     contrastive: Contrastive
     compute_dtype: str
+    remat: Remat = False
 
     def init_params(self, key: Array) -> Params:
         """Fresh weights: `{"towers": ..., "log_temperature": []}`, the latter only where it is learned."""
@@ -71,6 +74,7 @@ class PairLoss:
             mask,
             compute_dtype=jnp.dtype(self.compute_dtype),
             dropout_key=named_key(key, side),
+            remat=self.remat,
         )
 
     def _temperature(self, params: Params) -> Float[Array, ""]:

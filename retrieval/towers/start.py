@@ -11,9 +11,11 @@ import numpy as np
 from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import UsageError
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
+from jaxscale.nn.headless import headless, headless_params
 from jaxscale.nn.keys import named_key
+from jaxscale.nn.text import closed_by_end
 from retrieval.contract import Score
 from retrieval.towers.encoder import SIDES, EncoderConfig, Pooling, Side, TowerPair, init_projection
 from retrieval.towers.loading import load_towers
@@ -25,8 +27,9 @@ class Towers:
     """The two towers.
 
     Attributes:
-      init_from: a model to start from: a retriever, model or run folder, or a Hugging Face folder of the BERT family;
-        its transformer, tokenizer and weights are taken. Empty: random weights, tokenizer trained on the corpus.
+      init_from: a model to start from: a retriever, model or run folder, or a Hugging Face folder, of an encoder or a
+        decoder; its transformer, tokenizer and weights are taken. Empty: random weights, and a tokenizer trained on
+        the corpus.
       transformer: the network where `init_from` is empty; its `vocab_size` is also the size asked of the tokenizer.
       shared: one set of weights for both sides, or one for each.
       pooling: how a text's hidden states become one vector.
@@ -35,6 +38,10 @@ class Towers:
       dropout_rate: while training; None leaves the transformer's own.
       query_prefix: text put before every query.
       document_prefix: text put before every document.
+      append_end: whether the token that ends texts is put behind every text, also behind one that is cut; what the
+        last token's pooling of a decoder reads. Not needed where the tokenizer does so already.
+      both_ways: whether a decoder's tokens read those to their right too.
+      remat: what of each layer the backward pass computes again; large towers need it.
     """
 
     init_from: str = ""
@@ -46,6 +53,9 @@ class Towers:
     dropout_rate: float | None = None
     query_prefix: str = ""
     document_prefix: str = ""
+    append_end: bool = typed_json.added(False)
+    both_ways: bool = typed_json.added(False)
+    remat: Remat = typed_json.added(False)  # noqa: RUF009 (a field of a frozen class)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,7 @@ def start_towers(towers: Towers, max_lengths: tuple[int, int], texts: Iterable[s
     if towers.init_from:
         return _from_model(towers, max_lengths, load_towers(Path(towers.init_from)), seed)
     pair = planned_towers(towers, max_lengths)
+    # Its texts end with a token of their own, whatever `append_end` says.
     tokenizer = Tokenizer.train_wordpiece(texts, pair.document.transformer.vocab_size)
     return Start(towers=pair, tokenizer=tokenizer, params=None, sha256=None)
 
@@ -105,9 +116,10 @@ def planned_towers(towers: Towers, max_lengths: tuple[int, int]) -> TowerPair:
 
 def _from_model(towers: Towers, max_lengths: tuple[int, int], model: LoadedTowers, seed: int) -> Start:
     pair = _pair_like(towers, max_lengths, model)
+    tokenizer = model.document.tokenizer
     return Start(
         towers=pair,
-        tokenizer=model.document.tokenizer,
+        tokenizer=closed_by_end(tokenizer, towers.init_from) if towers.append_end else tokenizer,
         params=_starting_params(pair, model, towers.init_from, seed),
         sha256=hashlib.sha256(typed_json.canonical(model.contract)).hexdigest(),
     )
@@ -136,13 +148,14 @@ def _starting_params(pair: TowerPair, model: LoadedTowers, source: str, seed: in
     def of_side(side: Side) -> Params:
         encoder, wanted = model.encoder(side), pair.config(side).projection_dim
         got = encoder.config.projection_dim
+        params = {**encoder.params, "transformer": headless_params(encoder.params["transformer"])}
         if got == wanted:
-            return encoder.params
+            return params
         if got is not None or wanted is None:
             raise UsageError(f"towers.projection_dim={wanted}, but the model {source} has one of {got} dims; use {got}")
         name = "projection" if pair.shared else f"{side}/projection"
         drawn = init_projection(encoder.config.transformer.d_model, wanted, named_key(jax.random.key(seed), name))
-        return {**encoder.params, "projection": jax.tree.map(np.asarray, drawn)}
+        return {**params, "projection": jax.tree.map(np.asarray, drawn)}
 
     return {"shared": of_side("document")} if pair.shared else {side: of_side(side) for side in SIDES}
 
@@ -152,7 +165,7 @@ def _tower_pair(
 ) -> TowerPair:
     query, document = (
         EncoderConfig(
-            transformer=_with_dropout(transformer, towers.dropout_rate),
+            transformer=_with_dropout(headless(transformer, both_ways=towers.both_ways), towers.dropout_rate),
             pooling=towers.pooling,
             normalize=towers.score == "cosine",
             projection_dim=towers.projection_dim,
