@@ -3,12 +3,14 @@
 A folder is turned into a model folder tensor by tensor, and back: one of them is in memory at a time.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from jaxscale.interop.gpt2 import GPT2
 from jaxscale.interop.json_file import JsonObject
 from jaxscale.interop.llama import LLAMA
 from jaxscale.interop.mapping import Place, Table
-from jaxscale.interop.sentence_transformers import read_settings
+from jaxscale.interop.sentence_transformers import has_projection, read_settings
 from jaxscale.interop.t5 import T5
 from jaxscale.interop.tensor_files import StoredTensor, open_tensors, weight_files, write_tensors
 from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
@@ -158,6 +160,11 @@ def convert(path: str | Path, out: str | Path) -> str:
       UsageError: something is at `out` already.
     """
     folder = open_folder(path)
+    if has_projection(folder.path):
+        raise DataError(
+            f"{folder.path}: its vectors go through a Dense module, for which a model folder has no place; give the "
+            "folder itself as --model, or to --init-from"
+        )
 
     def write_params(directory: Path) -> None:
         for leaf, shape in folder.table.leaf_shapes().items():
@@ -194,30 +201,66 @@ def export_model(
       DataError: it is no model folder, or no family has its layout; the message says what differs.
       UsageError: something is at `out` already.
     """
-    out, params = Path(out), Path(path) / PARAMS_FOLDER
+    with whole_folder(Path(out)) as draft:
+        read_into = functools.partial(arrays.read_into, Path(path) / PARAMS_FOLDER)
+        return write_model(draft, load_card(path, check), read_into, dtype=dtype, max_file_bytes=max_file_bytes)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which is at `out` once the block has ended well, and nowhere if it has not.
+
+    Raises:
+      UsageError: something is at `out` already.
+    """
     if out.exists():
         raise UsageError(f"{out} exists already; give another folder")
-    card = load_card(path, check)
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_model(
+    folder: Path,
+    card: ModelCard,
+    read_into: Callable[[str, tuple[int, ...], Float32[np.ndarray, "..."]], None],
+    *,
+    dtype: DtypeName,
+    max_file_bytes: int,
+) -> list[str]:
+    """Writes config.json, tensors and tokenizer of a model into a folder; one tensor is in memory at a time.
+
+    Args:
+      folder: where to; is there, and empty.
+      card: what the model is.
+      read_into: reads a part of one of its leaves, told by the leaf's path and an index for each of its first dims,
+        into the array that it is given.
+      dtype: of the tensors.
+      max_file_bytes: as for `export_model`.
+
+    Returns:
+      The names of the files.
+
+    Raises:
+      DataError: no family has the model's layout; the message says what differs.
+    """
     family = _family_of(card.config)
     places = family.table(card.config).by_tensor()
 
     def value_of(name: str) -> Float32[np.ndarray, "..."]:
         theirs = np.empty(places[name][0].rearranged.shape, np.float32)
         for place in places[name]:
-            arrays.read_into(params, place.ours, place.index, place.rearranged.as_ours(theirs))
+            read_into(place.ours, place.index, place.rearranged.as_ours(theirs))
         return theirs
 
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        shapes = {name: found[0].rearranged.shape for name, found in places.items()}
-        files = write_tensors(draft, shapes, value_of, dtype=jnp.dtype(dtype), max_file_bytes=max_file_bytes)
-        files += _write_texts(draft, card, family, dtype)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return files
+    shapes = {name: found[0].rearranged.shape for name, found in places.items()}
+    files = write_tensors(folder, shapes, value_of, dtype=jnp.dtype(dtype), max_file_bytes=max_file_bytes)
+    return files + _write_texts(folder, card, family, dtype)
 
 
 def _family_of(config: TransformerConfig | EncoderDecoderConfig) -> Family[Any]:

@@ -4,9 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from jaxscale.errors import DataError, UsageError
 from jaxscale.interop.huggingface import import_model
+from jaxscale.interop.sentence_transformers import read_projection
 from jaxscale.nn import model_folder
+from jaxscale.nn.functional import Params
 from jaxscale.nn.headless import headless, headless_params
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, load_model
 from jaxscale.nn.text import closed_by_end
@@ -76,7 +81,8 @@ def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: 
                 f"{path}: holds neither MANIFEST.json nor config.json; expected a retriever, a model, a training run "
                 "or a Hugging Face folder"
             )
-        return _towers_of_model(import_model(path), path, overrides)
+        model = import_model(path)
+        return _towers_of_model(model, path, overrides, read_projection(path, model.transformer.d_model))
     found = commit.open_committed(path).manifest.format
     if found == retriever_folder.FORMAT:
         if overrides.given():
@@ -93,7 +99,9 @@ def _model_of_run(run: Path) -> Path:
     return run / "model"
 
 
-def _towers_of_model(model: ModelFolder, path: Path, overrides: EncoderOverrides) -> LoadedTowers:
+def _towers_of_model(
+    model: ModelFolder, path: Path, overrides: EncoderOverrides, projection: Float32[np.ndarray, "D E"] | None = None
+) -> LoadedTowers:
     settings = model.settings or SentenceSettings(
         pooling="mean",
         normalize=True,
@@ -105,14 +113,16 @@ def _towers_of_model(model: ModelFolder, path: Path, overrides: EncoderOverrides
     settings = dataclasses.replace(settings, **{n: v for n, v in overrides.given().items() if n in names})
     tokenizer = closed_by_end(model.tokenizer, str(path)) if overrides.append_end else model.tokenizer
     transformer = headless(model.transformer, both_ways=bool(overrides.both_ways))
-    params = {"transformer": headless_params(model.params)}
+    params: Params = {"transformer": headless_params(model.params)}
+    if projection is not None:
+        params["projection"] = {"kernel": projection}
     query, document = (
         Encoder(
             config=EncoderConfig(
                 transformer=transformer,
                 pooling=settings.pooling,
                 normalize=settings.normalize,
-                projection_dim=None,
+                projection_dim=None if projection is None else projection.shape[1],
                 prefix=prefix,
                 max_length=settings.max_length,
             ),
