@@ -4,6 +4,7 @@ import dataclasses
 
 from configs.bert import bert_base
 from configs.llama import llama2_7b
+from jaxscale.nn.config import LoRAConfig
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
@@ -154,6 +155,25 @@ def two_tower_llama2_7b() -> DualTowerJob:
             compute_dtype="bfloat16",
         ),
         operation=Operation(eval_every_steps=1000, best_metric="sample_nDCG@10"),
+    )
+
+
+def two_tower_llama2_7b_lora() -> DualTowerJob:
+    """As `two_tower_llama2_7b`, with 79,953,920 parameters trained beside those of the model, which stay as they are.
+
+    Command: jaxscale train two_tower_llama2_7b_lora --data.folder BEIR --init-from MODEL --out RUN
+    For any model: `--init-from` brings its own transformer. `--towers.lora.rank` and the like change the factors.
+    Hardware, time, expected: never trained.
+    Source: as `two_tower_llama2_7b`; rank and targets are ours.
+    Count: of rank 32, 32 L (4 * 2 D + 3 (D + F)).
+    """
+    job = two_tower_llama2_7b()
+    schedule = dataclasses.replace(job.training.optimizer.schedule, peak_learning_rate=1e-4)
+    optimizer = AdamWConfig(schedule=schedule)
+    return dataclasses.replace(
+        job,
+        towers=dataclasses.replace(job.towers, lora=LoRAConfig(rank=32, alpha=64.0)),
+        training=dataclasses.replace(job.training, optimizer=optimizer),
     )
 
 

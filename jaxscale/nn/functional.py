@@ -10,6 +10,7 @@ The tree of `Params` (legend: L layers, D model, H and K heads, C head width, F 
     layers/{attention_norm,mlp_norm}/{scale,bias}    [L D]
     layers/mlp/{up,gate}/{kernel,bias}               [L D F] [L F]
     layers/mlp/down/{kernel,bias}                    [L F D] [L D]
+    layers/.../{lora_a,lora_b}                       [L D r] [L r H C]  (beside kernels, with LoRA: in and out of r)
     layers/mlp/router/kernel                         [L D E]
     layers/mlp/{up,gate}, layers/mlp/down            [L E D F] [L E F D]  (with experts, in place of kernels)
     output/kernel                                    [D V]  (a decoder's, unless tied or headless)

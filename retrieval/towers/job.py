@@ -57,6 +57,11 @@ class DualTowerJob:
             )
         _given(self.data.folder)
         self._check_model()
+        if self.towers.lora is not None and not self.towers.init_from:
+            raise UsageError(
+                "towers.lora leaves the weights started from as they are, but towers.init_from is not given; add "
+                "`--towers.init-from DIR`"
+            )
         self._check_lengths()
         self._check_batch()
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)

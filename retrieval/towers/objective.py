@@ -18,6 +18,7 @@ from retrieval.towers.dev import DevSet
 from retrieval.towers.encoder import SIDES, Encoder, TowerPair
 from retrieval.towers.pair_loss import PairLoss
 from retrieval.towers.retriever_folder import join_towers, save_retriever
+from retrieval.towers.trained import apart, whole, without_factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class DualTowerObjective:
         params: Params = {"towers": towers}
         if self.computation.contrastive.learn_temperature:
             params["log_temperature"] = np.float32(math.log(self.computation.contrastive.temperature))
-        return dataclasses.replace(self, starting_params=params)
+        return dataclasses.replace(self, starting_params=apart(self.towers, params))
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], key: Array
@@ -82,19 +83,18 @@ class DualTowerObjective:
 
     def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
         """nDCG@10 and RR@10 of the dev queries."""
-        configs = (self.towers.query, self.towers.document)
-        towers = (self.towers.params(params["towers"], "query"), self.towers.params(params["towers"], "document"))
+        configs, tree = (self.towers.query, self.towers.document), whole(params)["towers"]
+        towers = (self.towers.params(tree, "query"), self.towers.params(tree, "document"))
         return self.dev.evaluate(configs, towers, mesh, self.computation.compute_dtype)
 
     def export(self, params: Params, path: Path) -> None:
-        """Writes the retriever folder; `params` are host arrays."""
+        """Writes the retriever folder, factors of LoRA merged with their weights; `params` are host arrays."""
+        tree = whole(params)["towers"]
         query, document = (
-            Encoder(
-                config=self.towers.config(side),
-                params=self.towers.params(params["towers"], side),
-                tokenizer=self.tokenizer,
+            Encoder(config=config, params=merged, tokenizer=self.tokenizer)
+            for config, merged in (
+                without_factors(self.towers.config(side), self.towers.params(tree, side)) for side in SIDES
             )
-            for side in SIDES
         )
         towers = join_towers(query=query, document=document, shared=self.towers.shared, score=self.towers.score)
         save_retriever(path, towers, replace=True)

@@ -13,6 +13,7 @@ from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
 from retrieval.towers.encoder import Side, TowerPair, apply_encoder, init_towers
 from retrieval.towers.loss import Contrastive, excluded_documents, info_nce
+from retrieval.towers.trained import apart, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,14 @@ class PairLoss:
     remat: Remat = False
 
     def init_params(self, key: Array) -> Params:
-        """Fresh weights: `{"towers": ..., "log_temperature": []}`, the latter only where it is learned."""
+        """Fresh weights: `{"towers": ..., "log_temperature": []}`, the latter only where it is learned.
+
+        What LoRA does not train is below `frozen` instead; see `trained.apart`.
+        """
         params: Params = {"towers": init_towers(self.towers, key)}
         if self.contrastive.learn_temperature:
             params["log_temperature"] = jnp.asarray(math.log(self.contrastive.temperature), jnp.float32)
-        return params
+        return apart(self.towers, params)
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], key: Array
@@ -48,6 +52,7 @@ class PairLoss:
           batch: described at `PairBatches.batch`.
           key: for dropout.
         """
+        params = whole(params)
         num_queries, num_passages, length = batch["document_tokens"].shape
         queries = self._encode("query", params, batch["query_tokens"], batch["query_mask"], key)
         flat = (num_queries * num_passages, length)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from jaxscale import typed_json
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import UsageError
-from jaxscale.nn.config import Remat, TransformerConfig
+from jaxscale.nn import lora
+from jaxscale.nn.config import LoRAConfig, Remat, TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.headless import headless, headless_params
 from jaxscale.nn.keys import named_key
@@ -42,6 +44,9 @@ class Towers:
         last token's pooling of a decoder reads. Not needed where the tokenizer does so already.
       both_ways: whether a decoder's tokens read those to their right too.
       remat: what of each layer the backward pass computes again; large towers need it.
+      lora: trains narrow factors beside the weights of the model started from, which stay as they are; None trains all.
+        The exported retriever has both merged.
+      lora_on: which tower, where each has weights of its own; the other is trained whole.
     """
 
     init_from: str = ""
@@ -56,6 +61,15 @@ class Towers:
     append_end: bool = typed_json.added(False)
     both_ways: bool = typed_json.added(False)
     remat: Remat = typed_json.added(False)  # noqa: RUF009 (a field of a frozen class)
+    lora: LoRAConfig | None = typed_json.added(None)  # noqa: RUF009 (a field of a frozen class)
+    lora_on: Literal["both", "query", "document"] = typed_json.added("both")
+
+    def __post_init__(self) -> None:
+        if self.lora_on != "both" and (self.shared or self.lora is None):
+            raise UsageError(
+                f"towers.lora_on={self.lora_on!r} needs towers.lora, and weights for each side; add "
+                "`--towers.no-shared`"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +163,11 @@ def _starting_params(pair: TowerPair, model: LoadedTowers, source: str, seed: in
         encoder, wanted = model.encoder(side), pair.config(side).projection_dim
         got = encoder.config.projection_dim
         params = {**encoder.params, "transformer": headless_params(encoder.params["transformer"])}
+        transformer = pair.config(side).transformer
+        if transformer.lora is not None:
+            name = "lora" if pair.shared else f"{side}/lora"
+            factors = lora.drawn_factors(transformer, named_key(jax.random.key(seed), name))
+            params["transformer"] = lora.joined(params["transformer"], factors)
         if got == wanted:
             return params
         if got is not None or wanted is None:
@@ -165,15 +184,18 @@ def _tower_pair(
 ) -> TowerPair:
     query, document = (
         EncoderConfig(
-            transformer=_with_dropout(headless(transformer, both_ways=towers.both_ways), towers.dropout_rate),
+            transformer=dataclasses.replace(
+                _with_dropout(headless(transformer, both_ways=towers.both_ways), towers.dropout_rate),
+                lora=towers.lora if towers.lora_on in ("both", side) else None,
+            ),
             pooling=towers.pooling,
             normalize=towers.score == "cosine",
             projection_dim=towers.projection_dim,
             prefix=prefix,
             max_length=max_length,
         )
-        for transformer, prefix, max_length in zip(
-            transformers, (towers.query_prefix, towers.document_prefix), max_lengths, strict=True
+        for side, transformer, prefix, max_length in zip(
+            SIDES, transformers, (towers.query_prefix, towers.document_prefix), max_lengths, strict=True
         )
     )
     return TowerPair(query=query, document=document, shared=towers.shared, score=towers.score)

@@ -34,7 +34,7 @@ def test_a_recipe_lacks_its_paths_only(name):
     with pytest.raises(UsageError, match=r"add `--data\.folder DIR`"):
         job.check(mesh)
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, folder="somewhere"))
-    if job.towers.transformer is None:
+    if job.towers.transformer is None or job.towers.lora is not None:
         with pytest.raises(UsageError, match=r"add `--towers\.init-from DIR`"):
             job.check(mesh)
         job = job.starting_from("somewhere")
