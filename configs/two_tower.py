@@ -75,6 +75,24 @@ def two_tower_bert_base() -> DualTowerJob:
     )
 
 
+def two_tower_bert_small_query() -> DualTowerJob:
+    """A query tower of 2 layers, 128 wide, beside a document tower of BERT base size: documents are encoded once.
+
+    Command: jaxscale train two_tower_bert_small_query --data.folder BEIR --init-from BERT --out RUN
+    `--init-from` is the document tower's model and both towers' tokenizer, for which the query tower has 30,522 rows;
+    From two models: `jaxscale train two_tower_bert_base --init-from BERT --towers.query-init-from SMALL
+      --towers.no-shared --towers.projection-dim 256 ...`; SMALL may have a tokenizer of its own.
+    Hardware, time, expected: never trained.
+    Source: the small size is BERT-Tiny's, Turc et al. 2019, "Well-Read Students Learn Better", table 1,
+      https://arxiv.org/abs/1908.08962.
+    """
+    job = two_tower_bert_base()
+    query = bert_config(num_layers=2, d_model=128, num_heads=2, d_ff=512, vocab_size=30_522, dropout_rate=0.0)
+    return dataclasses.replace(
+        job, towers=dataclasses.replace(job.towers, shared=False, query_transformer=query, projection_dim=256)
+    )
+
+
 def two_tower_tiny() -> DualTowerJob:
     """Shared towers of 1 layer, 32 wide, from random weights; trains in seconds, for tests and first tries.
 

@@ -136,7 +136,7 @@ def make_batches(
     cropped_rows = [row for row in used if crops.has_text(documents[row])] if data.crops_per_document else []
     return PairBatches(
         table=table,
-        queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
+        queries=TokenTable.of(tokenize(start.towers.query, start.query_tokenizer, queries).ids),
         documents=TokenTable.of(documents),
         crops=crops,
         cropped_rows=np.array(cropped_rows, np.int32),
@@ -148,7 +148,7 @@ def make_batches(
         query_buckets=data.query_buckets,
         document_buckets=data.document_buckets,
         num_hard_negatives=data.num_hard_negatives,
-        pad_id=start.tokenizer.pad_id,
+        pad_id=start.pad_id,
     )
 
 

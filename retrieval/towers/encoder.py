@@ -95,6 +95,13 @@ class TowerPair:
     shared: bool
     score: Score
 
+    def __post_init__(self) -> None:
+        if self.query.num_dims != self.document.num_dims:
+            raise UsageError(
+                f"the query tower gives vectors of {self.query.num_dims} dims, the document tower of "
+                f"{self.document.num_dims}; give both a projection: `--towers.projection-dim N`"
+            )
+
     def config(self, side: Side) -> EncoderConfig:
         """The encoder of one side."""
         return self.query if side == "query" else self.document

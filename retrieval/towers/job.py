@@ -84,12 +84,18 @@ class DualTowerJob:
         source = read_source(_given(data.folder), data.split, data.dev_split)
         start = start_towers(self.towers, data.max_lengths, source.training_texts(), training.seed)
         hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
+        if data.crops_per_document and not start.one_tokenizer:
+            raise UsageError(
+                f"data.crops_per_document={data.crops_per_document}: crops are tokens of documents, and those of "
+                f"towers.query_init_from={self.towers.query_init_from} are others; use 0"
+            )
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
             computation=self._computation(start.towers),
             pairs=make_batches(source, table, data, start, training),
             dev=make_dev_set(source, data, start),
             tokenizer=start.tokenizer,
+            query_tokenizer=start.query_tokenizer,
             starting_params=None,
             identity=self._identity(source, start),
         )
@@ -139,6 +145,11 @@ class DualTowerJob:
         towers["init_from"] = start.sha256
         towers["encoders"] = typed_json.encode([start.towers.query, start.towers.document])
         towers["tokenizer"] = start.tokenizer.fingerprint
+        # Only where queries have a model of their own: the identity of all others stays what it was.
+        towers.pop("query_transformer", None)
+        if start.query_sha256 is not None:
+            towers["query_init_from"] = start.query_sha256
+            towers["query_tokenizer"] = start.query_tokenizer.fingerprint
         return {
             "type": "DualTowerJob",
             "towers": towers,
@@ -158,11 +169,12 @@ class DualTowerJob:
             )
 
     def _check_lengths(self) -> None:
-        transformer = self.towers.transformer
-        if transformer is None:
-            return
-        for name, buckets in (("query", self.data.query_buckets), ("document", self.data.document_buckets)):
-            if buckets[-1] > transformer.max_positions:
+        towers = self.towers
+        for name, transformer, buckets in (
+            ("query", towers.query_transformer or towers.transformer, self.data.query_buckets),
+            ("document", towers.transformer, self.data.document_buckets),
+        ):
+            if transformer is not None and buckets[-1] > transformer.max_positions:
                 raise UsageError(
                     f"data.{name}_buckets={buckets} goes beyond the transformer's max_positions="
                     f"{transformer.max_positions}; end it there or raise that"

@@ -29,7 +29,8 @@ class DualTowerObjective:
       computation: parameters and loss.
       pairs: the training batches.
       dev: the dev queries and the documents they are searched among.
-      tokenizer: of both towers.
+      tokenizer: of documents.
+      query_tokenizer: of queries; most often the same.
       starting_params: host weights to start from, or None.
       identity: all that makes the run what it is, as JSON values.
     """
@@ -38,6 +39,7 @@ class DualTowerObjective:
     pairs: PairBatches
     dev: DevSet
     tokenizer: Tokenizer
+    query_tokenizer: Tokenizer
     starting_params: Params | None
     identity: dict[str, Any]
 
@@ -91,9 +93,11 @@ class DualTowerObjective:
         """Writes the retriever folder, factors of LoRA merged with their weights; `params` are host arrays."""
         tree = whole(params)["towers"]
         query, document = (
-            Encoder(config=config, params=merged, tokenizer=self.tokenizer)
-            for config, merged in (
-                without_factors(self.towers.config(side), self.towers.params(tree, side)) for side in SIDES
+            Encoder(config=config, params=merged, tokenizer=tokenizer)
+            for tokenizer, (config, merged) in zip(
+                (self.query_tokenizer, self.tokenizer),
+                (without_factors(self.towers.config(side), self.towers.params(tree, side)) for side in SIDES),
+                strict=True,
             )
         )
         towers = join_towers(query=query, document=document, shared=self.towers.shared, score=self.towers.score)
