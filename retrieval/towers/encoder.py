@@ -185,7 +185,8 @@ def apply_encoder(
     vectors = pool(hidden, mask, config.pooling)
     if config.projection_dim is not None:
         kernel = params["projection"]["kernel"].astype(jnp.float32)
-        vectors = jnp.einsum("bd,de->be", vectors, kernel, preferred_element_type=jnp.float32)
+        # HIGHEST: on accelerators a float32 product would otherwise be rounded to bfloat16 or TF32.
+        vectors = jnp.einsum("bd,de->be", vectors, kernel, precision=jax.lax.Precision.HIGHEST)
     return normalize(vectors) if config.normalize else vectors
 
 

@@ -19,6 +19,7 @@ from jaxscale.store import commit
 from jaxscale.store.checksums import Check
 from retrieval.towers import retriever_folder
 from retrieval.towers.encoder import Encoder, EncoderConfig, Pooling
+from retrieval.towers.fewer_dims import first_dims
 from retrieval.towers.retriever_folder import LoadedTowers, join_towers, read_retriever
 
 
@@ -36,6 +37,7 @@ class EncoderOverrides:
       both_ways: whether a decoder's tokens read those to their right too.
       query_prefix: text put before every query.
       document_prefix: text put before every document.
+      num_dims: keeps the first dims of every vector, scaled again; the one setting that a retriever takes too.
     """
 
     pooling: Pooling | None = None
@@ -45,11 +47,12 @@ class EncoderOverrides:
     both_ways: bool | None = None
     query_prefix: str | None = None
     document_prefix: str | None = None
+    num_dims: int | None = None
 
-    def given(self) -> dict[str, Any]:
-        """The fields that are not None."""
+    def of_model(self) -> dict[str, Any]:
+        """The fields that are given and that only a model takes."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None and name != "num_dims"}
 
 
 AS_IT_SAYS = EncoderOverrides()
@@ -70,7 +73,12 @@ def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: 
       VerificationError: it is damaged; the message names the file.
       UsageError: overrides are given for a retriever, or do not fit the model.
     """
-    path = Path(path)
+    towers = _as_it_says(Path(path), overrides, check)
+    return towers if overrides.num_dims is None else first_dims(towers, overrides.num_dims)
+
+
+def _as_it_says(path: Path, overrides: EncoderOverrides, check: Check) -> LoadedTowers:
+    """The towers with all of their dims."""
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder; expected a retriever, a model or a training run")
     if not commit.is_committed(path) and (path / "job.json").is_file():
@@ -85,8 +93,8 @@ def load_towers(path: Path, *, overrides: EncoderOverrides = AS_IT_SAYS, check: 
         return _towers_of_model(model, path, overrides, read_projection(path, model.transformer.d_model))
     found = commit.open_committed(path).manifest.format
     if found == retriever_folder.FORMAT:
-        if overrides.given():
-            raise UsageError(f"{path} is a trained retriever; its {', '.join(overrides.given())} can't be overridden")
+        if given := overrides.of_model():
+            raise UsageError(f"{path} is a trained retriever; its {', '.join(given)} can't be overridden")
         return read_retriever(path, check=check)
     if found == model_folder.FORMAT:
         return _towers_of_model(load_model(path, check), path, overrides)
@@ -110,7 +118,7 @@ def _towers_of_model(
         document_prefix="",
     )
     names = {field.name for field in dataclasses.fields(settings)}
-    settings = dataclasses.replace(settings, **{n: v for n, v in overrides.given().items() if n in names})
+    settings = dataclasses.replace(settings, **{n: v for n, v in overrides.of_model().items() if n in names})
     tokenizer = closed_by_end(model.tokenizer, str(path)) if overrides.append_end else model.tokenizer
     transformer = headless(model.transformer, both_ways=bool(overrides.both_ways))
     params: Params = {"transformer": headless_params(model.params)}
