@@ -264,6 +264,10 @@ def write_model(
 
 
 def _family_of(config: TransformerConfig | EncoderDecoderConfig) -> Family[Any]:
+    if isinstance(config, TransformerConfig) and config.lora is not None:
+        raise DataError(
+            "the model has factors of LoRA beside its weights; merge them first, by jaxscale.nn.lora.merged"
+        )
     candidates = [family for family in FAMILIES if isinstance(config, family.kind)]
     nearest = min(candidates, key=lambda family: len(family.misfits(config)))
     if misfits := nearest.misfits(config):

@@ -248,7 +248,7 @@ class TransformerConfig:
         return (
             num_embedded * self.d_model
             + (NUM_RELATIVE_BUCKETS * self.num_heads if self.positions == "relative" else 0)
-            + self.num_layers * (self._num_attention_params + self._num_mlp_params)
+            + self.num_layers * (self._num_attention_params + self._num_mlp_params + self._num_factor_params)
             + (self.num_layers * (1 if self.parallel else 2) + 1) * self._num_norm_params
             + (self.vocab_size * self.d_model if has_output else 0)
         )
@@ -266,6 +266,21 @@ class TransformerConfig:
         biases = num_in * self.d_ff + self.d_model if self.use_bias else 0
         one = (num_in + 1) * self.d_model * self.d_ff + biases
         return one if self.experts is None else self.experts.num_experts * (one + self.d_model)
+
+    @property
+    def _num_factor_params(self) -> int:
+        if self.lora is None:
+            return 0
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        num_maps = 3 if self.gated else 2
+        widths: dict[MapRole, int] = {
+            "query": self.d_model + query,
+            "key": self.d_model + key,
+            "value": self.d_model + key,
+            "out": query + self.d_model,
+            "mlp": num_maps * (self.d_model + self.d_ff),
+        }
+        return self.lora.rank * sum(widths[target] for target in self.lora.targets)
 
     @property
     def _num_norm_params(self) -> int:

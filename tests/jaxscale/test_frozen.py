@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxscale import frozen
+from jaxscale.cost.device_work import update_hbm_bytes
 from jaxscale.cost.estimate import trace_programs
 from jaxscale.cost.flops import count_flops, count_model_flops
 from jaxscale.mesh import MeshSpec, make_mesh
@@ -90,6 +91,9 @@ def test_its_gradient_is_neither_computed_nor_counted():
     assert count_model_flops(programs.forward, programs.num_params, programs.frozen).total == trained
     assert count_model_flops(programs.forward, programs.num_params).total == trained + wide
     assert programs.num_params == len(jax.tree.leaves(params))
+    # The update reads and writes what is trained, and reads its gradient; it has no state here.
+    plan = derive(loss, params, batch, MeshSpec())
+    assert update_hbm_bytes(plan) == 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(frozen.trained(params)))
 
 
 def test_a_tree_without_is_left_as_it_is():

@@ -42,6 +42,7 @@ def test_merged_weights_compute_what_factors_beside_them_do(config):
     expected = hidden(with_lora(config), params)
     plain, merged = lora.merged(with_lora(config), jax.device_get(params))
     assert plain == config
+    assert with_lora(config).num_params == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, shapes(config))
     np.testing.assert_allclose(hidden(plain, merged), expected, atol=1e-5)
     without = hidden(config, lora.split(params)[1])
