@@ -9,6 +9,7 @@ from jaxscale.errors import UsageError
 from jaxscale.nn import functional
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.nn.headless import headless, headless_params
+from tests.configs.on_meshes import COMPILED_FAST
 from tests.jaxscale.random_params import random_like
 
 WHOLE = decoder_config(
@@ -25,7 +26,8 @@ TOKENS = np.random.default_rng(0).integers(0, 30, (2, 8)).astype(np.int32)
 
 
 def hidden(config, params, tokens):
-    return np.asarray(jax.jit(lambda p: functional.apply(config, p, tokens, None))(params))
+    apply = jax.jit(lambda p, t: functional.apply(config, p, t, None), compiler_options=COMPILED_FAST)
+    return np.asarray(apply(params, tokens))
 
 
 def whole_params():
