@@ -43,6 +43,8 @@ bench: $(VENV)/.dev-$(PYTAG) .venv-peers/.done
 	$(BIN)/python benchmarks/store.py --out benchmarks/results/store.jsonl
 	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python --out benchmarks/results/encode.jsonl
 	$(BIN)/python -m benchmarks.parity --peers .venv-peers/bin/python --out benchmarks/results/parity.jsonl
+	$(BIN)/python -m benchmarks.sentence_parity --peers .venv-peers/bin/python \
+		--out benchmarks/results/sentence_parity.jsonl
 
 bench-plans: $(VENV)/.dev-$(PYTAG) $(LIBTPU)/.done
 	$(AOT) -m benchmarks.collectives --out benchmarks/results/collectives.jsonl --markdown docs/benchmarks/collectives.md

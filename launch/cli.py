@@ -44,6 +44,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "prompts -> what a trained decoder or encoder-decoder writes after them"),
     "import hf": ("import_hf", "a Hugging Face folder -> a model folder"),
     "export hf": ("export_hf", "a model folder -> a folder that transformers loads"),
+    "export sentence-transformers": (
+        "export_sentence_transformers",
+        "a retriever -> a folder that sentence-transformers loads",
+    ),
     "embed": ("embed", "a corpus -> committed vectors"),
     "index build": ("index_build", "committed vectors -> a committed index with its measured recall"),
     "search": ("search", "one query or a file of them -> hits or a TREC run"),

@@ -1,17 +1,23 @@
-"""The retriever in Python: `Retriever.load(folder).search("a question")` gives passages with their scores and texts."""
+"""The retriever in Python: `Retriever.load(folder).search("a question")` gives passages with their scores and texts.
+
+`encode_queries` and `encode_documents` give the vectors of texts, of a model alone too.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import mesh_from_text
+from jaxscale.store import commit
 from jaxscale.store.checksums import Check
 from retrieval.contract import EmbeddingContract
-from retrieval.encode import ComputeDtype
+from retrieval.encode import ComputeDtype, TextEncoder
 from retrieval.evaluate import evaluate
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.trec import Qrels, Run
@@ -24,6 +30,7 @@ from retrieval.search.fusion import ChosenWeight
 from retrieval.search.hybrid import FusionConfig, HybridSearch
 from retrieval.search.topk import NO_ROW, TopK, require_positive_k
 from retrieval.towers.loading import AS_IT_SAYS, EncoderOverrides, load_towers
+from retrieval.towers.retriever_folder import LoadedTowers
 from retrieval.vectors import CorpusHash, open_vectors
 
 # What dev decides the fusion weight by.
@@ -110,10 +117,50 @@ class _Rows:
     verified: bool
 
 
-class Retriever:
-    """Searches texts, by vectors, by BM25 or by both."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerEncoders:
+    """The encoders of a model, each placed on the mesh when it is first asked for.
 
-    def __init__(self, search: TextSearch, ids: Sequence[str], docs: Sequence[Doc] | None, *, verified: bool) -> None:
+    Attributes:
+      towers: the model.
+      mesh: its devices share every batch.
+      compute_dtype: dtype of the encoders' products.
+    """
+
+    towers: LoadedTowers
+    mesh: Mesh
+    compute_dtype: ComputeDtype
+
+    @functools.cached_property
+    def query(self) -> TextEncoder:
+        """Of queries."""
+        return TextEncoder(self.towers.query, self.mesh, compute_dtype=self.compute_dtype)
+
+    @functools.cached_property
+    def document(self) -> TextEncoder:
+        """Of documents."""
+        return TextEncoder(self.towers.document, self.mesh, compute_dtype=self.compute_dtype)
+
+
+class _NothingToSearch:
+    """The search of a model alone."""
+
+    def search(self, queries: Sequence[str], k: int) -> TopK:
+        raise UsageError(f"{_NOTHING_TO_SEARCH}; a model alone encodes texts")
+
+
+class Retriever:
+    """Searches texts, by vectors, by BM25 or by both, and encodes them."""
+
+    def __init__(
+        self,
+        search: TextSearch,
+        ids: Sequence[str],
+        docs: Sequence[Doc] | None,
+        *,
+        verified: bool,
+        encoders: TowerEncoders | None = None,
+    ) -> None:
         """Joins a search with the documents behind its rows; `load` is the usual way here.
 
         Args:
@@ -121,7 +168,9 @@ class Retriever:
           ids: the documents' ids, row by row.
           docs: the documents, row by row; None leaves hits without texts.
           verified: whether every byte of what is searched was checked.
+          encoders: of the model; None for BM25 alone.
         """
+        self._encoders = encoders
         self.text_search = search
         self.verified = verified
         self._ids, self._docs = ids, docs
@@ -144,8 +193,9 @@ class Retriever:
         """Opens everything that a search needs.
 
         Args:
-          path: a model, a retriever or a training run, to search `index` or `vectors` with; or, where neither is given,
-            one folder that holds `model`, `index` or `vectors`, and perhaps `bm25` and `corpus`; or `Sources`.
+          path: a model, a retriever or a training run, to search `index` or `vectors` with, or to encode with alone;
+            or, where neither is given, one folder that holds `model`, `index` or `vectors`, and perhaps `bm25` and
+            `corpus`; or `Sources`.
           index: an index.
           vectors: vectors, searched exactly.
           bm25: a BM25 index; with it the search is hybrid.
@@ -161,8 +211,13 @@ class Retriever:
           DataError: a part is missing, or they are of different corpora.
           VerificationError: a part is damaged; the message names the file.
         """
-        sources = _sources(path, index=index, vectors=vectors, bm25=bm25, corpus=corpus)
         mesh = mesh_from_text("") if mesh is None else mesh
+        if not isinstance(path, Sources) and index is vectors is bm25 is corpus is None and _is_model_alone(Path(path)):
+            towers = load_towers(Path(path), overrides=overrides, check=check)
+            alone = TowerEncoders(towers=towers, mesh=mesh, compute_dtype=compute_dtype)
+            return cls(_NothingToSearch(), [], None, verified=check == "full", encoders=alone)
+        sources = _sources(path, index=index, vectors=vectors, bm25=bm25, corpus=corpus)
+        encoders = None
         bm25_index = None if sources.bm25 is None else open_bm25(sources.bm25, check=check)
         if sources.model is None:
             if bm25_index is None:
@@ -171,13 +226,36 @@ class Retriever:
             rows = _rows_of_bm25(bm25_index)
         else:
             towers = load_towers(sources.model, overrides=overrides, check=check)
+            encoders = TowerEncoders(towers=towers, mesh=mesh, compute_dtype=compute_dtype)
             contract, vector_search, rows = _open_dense(sources, mesh, check)
             search = DenseSearch(towers, contract, vector_search, mesh, compute_dtype=compute_dtype)
             if bm25_index is not None:
                 search = HybridSearch(search, bm25_index.bm25, FusionConfig() if fusion is None else fusion)
                 rows = _same_rows(rows, _rows_of_bm25(bm25_index))
         docs = None if sources.corpus is None else _read_docs(sources.corpus, rows.corpus, check)
-        return cls(search, rows.ids, docs, verified=rows.verified)
+        return cls(search, rows.ids, docs, verified=rows.verified, encoders=encoders)
+
+    def encode_queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "Q E"]:
+        """The vectors of queries, without the model's prefix, which is put before them here.
+
+        Raises:
+          UsageError: there is no model.
+        """
+        return self._model().query.encode(texts).vectors
+
+    def encode_documents(self, texts: Sequence[str | Doc]) -> Float32[np.ndarray, "N E"]:
+        """The vectors of documents; of a `Doc` its title and text, as a corpus is embedded.
+
+        Raises:
+          UsageError: there is no model.
+        """
+        passages = [text if isinstance(text, str) else text.passage for text in texts]
+        return self._model().document.encode(passages).vectors
+
+    def _model(self) -> TowerEncoders:
+        if self._encoders is None:
+            raise UsageError("there is no model to encode with, only BM25; give model")
+        return self._encoders
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
         """The best `k` documents for one text, best first; fewer where there are fewer.
@@ -229,7 +307,8 @@ class Retriever:
 
         texts = [query.text for query in judged]
         search, chosen = self.text_search.with_chosen_weight(texts, measure, _DEV_DEPTH)
-        return Retriever(search, self._ids, self._docs, verified=self.verified), chosen
+        chosen_one = Retriever(search, self._ids, self._docs, verified=self.verified, encoders=self._encoders)
+        return chosen_one, chosen
 
     def _topk(self, texts: Sequence[str], k: int) -> TopK:
         require_positive_k(k)
@@ -251,6 +330,13 @@ class Retriever:
             query_id: {hit.doc_id: hit.score for hit in self._hits(rows, scores)}
             for query_id, rows, scores in zip(query_ids, found.rows, found.scores, strict=True)
         }
+
+
+def _is_model_alone(path: Path) -> bool:
+    """Whether a folder is of a model, a retriever or a training run, and has nothing in it to search."""
+    has_parts = any((path / name).is_dir() for name in ("index", "vectors", "bm25"))
+    is_model = commit.is_committed(path) or any((path / name).is_file() for name in ("job.json", "config.json"))
+    return is_model and not has_parts
 
 
 def _sources(path: str | Path | Sources, **parts: str | Path | None) -> Sources:

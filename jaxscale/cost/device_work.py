@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxscale.cost.flops import contraction_flops
 from jaxscale.cost.placement import Placement
+from jaxscale.frozen import FROZEN
 from jaxscale.mesh import axis_of
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
@@ -52,9 +53,10 @@ def count_device_work(program: Program, placement: Placement) -> DeviceWork:
 
 
 def update_hbm_bytes(plan: ShardingPlan) -> int:
-    """What the optimizer's update moves: parameters and state are read and written, gradients read."""
+    """What the optimizer's update moves: parameters and state are read and written, gradients read; no frozen ones."""
     parameters, state = (plan.total_bytes_per_device(role) for role in ("parameter", "optimizer"))
-    return 3 * parameters + 2 * state
+    held = (leaf for leaf in plan.leaves if leaf.role == "parameter" and leaf.path.startswith(f"{FROZEN}/"))
+    return 3 * (parameters - sum(leaf.bytes_per_device for leaf in held)) + 2 * state
 
 
 class _Walk:

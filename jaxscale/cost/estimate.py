@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jaxscale import typed_json
+from jaxscale import frozen, typed_json
 from jaxscale.cost.chips import Chip, Topology
 from jaxscale.cost.communication import Traffic, count_traffic
 from jaxscale.cost.device_work import DeviceWork, count_device_work, update_hbm_bytes
@@ -30,12 +30,14 @@ class StepPrograms:
       gradient: of its value and gradient.
       num_params: leaves of the parameters, which are the programs' first inputs.
       num_microbatches: that make up a step.
+      frozen: positions of the parameters that have no gradient.
     """
 
     forward: Program
     gradient: Program
     num_params: int
     num_microbatches: int
+    frozen: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ def trace_programs(loss: Loss, params: Any, batch: Any, *, num_microbatches: int
     """
     part = microbatch_of(batch, num_microbatches)
     gradient = gradient_program(loss, params, part)
-    return StepPrograms(forward_program(loss, params, part), gradient, len(gradient.outputs) - 1, num_microbatches)
+    forward, num_params = forward_program(loss, params, part), len(gradient.outputs) - 1
+    return StepPrograms(forward, gradient, num_params, num_microbatches, frozen.positions(params))
 
 
 def estimate_step(
@@ -144,7 +147,7 @@ def estimate_step(
     work = dataclasses.replace(work, hbm_bytes=work.hbm_bytes + update_hbm_bytes(plan))
     memory = count_memory(programs.gradient, placement, plan, num_microbatches=number, donated=donated)
     traffic = count_traffic(programs.gradient, placement).times(number)
-    model = count_model_flops(programs.forward, programs.num_params).times(number)
+    model = count_model_flops(programs.forward, programs.num_params, programs.frozen).times(number)
     hardware = count_flops(programs.gradient).times(number)
     bound = bound_step(
         flops_by_dtype=work.flops,

@@ -7,7 +7,7 @@ one operation per element, as `elementwise`: it runs on other units.
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from jaxscale.sharding import jaxprs
@@ -96,22 +96,23 @@ def count_flops(program: Program) -> FlopCount:
     return _sum(_count_equation(equation) for equation in program.equations)
 
 
-def count_model_flops(program: Program, num_params: int) -> ModelFlops:
+def count_model_flops(program: Program, num_params: int, frozen: Collection[int] = ()) -> ModelFlops:
     """The FLOPs of a training step by the loss's program alone, by the closed rule for the backward pass.
 
     The gradient of a contraction is one contraction of the same FLOPs for each operand that has a gradient; so 3 times
-    the forward pass where both operands depend on parameters, twice where the other is the batch as it came. A
-    `stop_gradient` leaves no trace in a loss's program, so what is behind one is counted as if it had a gradient.
+    the forward pass where both operands depend on parameters, twice where the other is frozen or the batch as it came.
+    A `stop_gradient` leaves no trace in a loss's program, so what is behind one is counted as if it had a gradient.
 
     Args:
       program: of the loss, as `programs.forward_program` makes it.
       num_params: how many of its first inputs are parameters; the others are the batch.
+      frozen: the positions of those that have no gradient.
 
     Reference: Chowdhery et al. 2022 (PaLM), appendix B, https://arxiv.org/abs/2204.02311
     """
-    num_others = len(program.inputs) - num_params
+    params = [_FROM_NOTHING if position in frozen else _FROM_PARAMS for position in range(num_params)]
     walk = _ModelWalk()
-    walk.run(program, [_FROM_PARAMS] * num_params + [_FROM_BATCH] * num_others, 1)
+    walk.run(program, [*params, *[_FROM_BATCH] * (len(program.inputs) - num_params)], 1)
     return ModelFlops(forward=walk.forward, backward=walk.backward, between_data=walk.between_data)
 
 

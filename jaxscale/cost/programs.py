@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
+from jaxscale import frozen
 from jaxscale.errors import UsageError
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.jaxprs import Program
@@ -28,14 +30,20 @@ def forward_program(loss: Loss, params: Any, batch: Any) -> Program:
 def gradient_program(loss: Loss, params: Any, batch: Any) -> Program:
     """The program of the loss and its gradient, as jax differentiates it: what `remat` computes again is in it twice.
 
-    Its outputs are the loss, then the gradient's leaves in the order of the parameters'.
+    Its outputs are the loss, then the gradient's leaves in the order of the parameters'; a scalar zero stands for each
+    parameter that is frozen.
 
     Args:
       loss: a traceable function of (params, batch) that returns a scalar.
       params: a tree of arrays or `jax.ShapeDtypeStruct`.
       batch: the same.
     """
-    return without_dead_code(jaxprs.trace(jax.value_and_grad(loss), params, batch))
+
+    def program(params: Any, batch: Any) -> Any:
+        value, gradient = frozen.value_and_grad(loss)(params, batch)
+        return value, frozen.with_frozen(gradient, jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), params))
+
+    return without_dead_code(jaxprs.trace(program, params, batch))
 
 
 def without_dead_code(program: Program) -> Program:

@@ -145,6 +145,36 @@ class Tokenizer:
                 rows.append(np.array(self.opening_ids + ids[:room] + self.closing_ids or [self._unknown_id], np.int32))
         return Encoded(ids=rows, num_truncated=num_truncated)
 
+    def closed_by(self, token: int) -> "Tokenizer":
+        """The same tokenizer, which puts one more special token behind every text, also behind one that is cut.
+
+        Args:
+          token: its id. Where texts end with it already, nothing changes.
+
+        Raises:
+          DataError: the vocabulary lacks it.
+        """
+        if self.closing_ids[-1:] == [token]:
+            return self
+        names = {id: self.token(id) for id in (*self.opening_ids, *self.closing_ids, token)}
+        if None in names.values():
+            raise DataError(f"the tokenizer has no token {token}; its vocabulary has {self.vocab_size}")
+
+        def special(ids: list[int]) -> list[dict[str, Any]]:
+            return [{"SpecialToken": {"id": names[id], "type_id": 0}} for id in ids]
+
+        def framed(*texts: str) -> list[dict[str, Any]]:
+            inner = [{"Sequence": {"id": text, "type_id": 0}} for text in texts]
+            return [*special(self.opening_ids), *inner, *special([*self.closing_ids, token])]
+
+        template = {
+            "type": "TemplateProcessing",
+            "single": framed("A"),
+            "pair": framed("A", "B"),
+            "special_tokens": {name: {"id": name, "ids": [id], "tokens": [name]} for id, name in names.items()},
+        }
+        return Tokenizer({**json.loads(self._canonical), "post_processor": template})
+
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, "_"]) -> str:
         """The text of token ids, without special tokens; what normalisation dropped does not come back."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens=True)

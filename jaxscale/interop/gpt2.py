@@ -71,7 +71,7 @@ def _misfits(config: TransformerConfig) -> list[str]:
         "gated": False,
         "experts": None,
         "use_bias": True,
-        "tied_output": True,
+        "tied_output": not config.headless,
         "scaled_logits": False,
     }
     return differences(config, expected)

@@ -3,11 +3,14 @@
 A folder is turned into a model folder tensor by tensor, and back: one of them is in memory at a time.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +26,7 @@ from jaxscale.interop.gpt2 import GPT2
 from jaxscale.interop.json_file import JsonObject
 from jaxscale.interop.llama import LLAMA
 from jaxscale.interop.mapping import Place, Table
-from jaxscale.interop.sentence_transformers import read_settings
+from jaxscale.interop.sentence_transformers import has_projection, read_settings
 from jaxscale.interop.t5 import T5
 from jaxscale.interop.tensor_files import StoredTensor, open_tensors, weight_files, write_tensors
 from jaxscale.nn.config import EncoderDecoderConfig, TransformerConfig
@@ -159,6 +162,11 @@ def convert(path: str | Path, out: str | Path) -> str:
       UsageError: something is at `out` already.
     """
     folder = open_folder(path)
+    if has_projection(folder.path):
+        raise DataError(
+            f"{folder.path}: its vectors go through a Dense module, for which a model folder has no place; give the "
+            "folder itself as --model, or to --init-from"
+        )
 
     def write_params(directory: Path) -> None:
         for leaf, shape in folder.table.leaf_shapes().items():
@@ -195,33 +203,73 @@ def export_model(
       DataError: it is no model folder, or no family has its layout; the message says what differs.
       UsageError: something is at `out` already.
     """
-    out, params = Path(out), Path(path) / PARAMS_FOLDER
+    with whole_folder(Path(out)) as draft:
+        read_into = functools.partial(arrays.read_into, Path(path) / PARAMS_FOLDER)
+        return write_model(draft, load_card(path, check), read_into, dtype=dtype, max_file_bytes=max_file_bytes)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which is at `out` once the block has ended well, and nowhere if it has not.
+
+    Raises:
+      UsageError: something is at `out` already.
+    """
     if out.exists():
         raise UsageError(f"{out} exists already; give another folder")
-    card = load_card(path, check)
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_model(
+    folder: Path,
+    card: ModelCard,
+    read_into: Callable[[str, tuple[int, ...], Float32[np.ndarray, "..."]], None],
+    *,
+    dtype: DtypeName,
+    max_file_bytes: int,
+) -> list[str]:
+    """Writes config.json, tensors and tokenizer of a model into a folder; one tensor is in memory at a time.
+
+    Args:
+      folder: where to; is there, and empty.
+      card: what the model is.
+      read_into: reads a part of one of its leaves, told by the leaf's path and an index for each of its first dims,
+        into the array that it is given.
+      dtype: of the tensors.
+      max_file_bytes: as for `export_model`.
+
+    Returns:
+      The names of the files.
+
+    Raises:
+      DataError: no family has the model's layout; the message says what differs.
+    """
     family = _family_of(card.config)
     places = family.table(card.config).by_tensor()
 
     def value_of(name: str) -> Float32[np.ndarray, "..."]:
         theirs = np.empty(places[name][0].rearranged.shape, np.float32)
         for place in places[name]:
-            arrays.read_into(params, place.ours, place.index, place.rearranged.as_ours(theirs))
+            read_into(place.ours, place.index, place.rearranged.as_ours(theirs))
         return theirs
 
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        shapes = {name: found[0].rearranged.shape for name, found in places.items()}
-        files = write_tensors(draft, shapes, value_of, dtype=jnp.dtype(dtype), max_file_bytes=max_file_bytes)
-        files += _write_texts(draft, card, family, dtype)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return files
+    shapes = {name: found[0].rearranged.shape for name, found in places.items()}
+    files = write_tensors(folder, shapes, value_of, dtype=jnp.dtype(dtype), max_file_bytes=max_file_bytes)
+    return files + _write_texts(folder, card, family, dtype)
 
 
 def _family_of(config: TransformerConfig | EncoderDecoderConfig) -> Family[Any]:
+    if isinstance(config, TransformerConfig) and config.lora is not None:
+        raise DataError(
+            "the model has factors of LoRA beside its weights; merge them first, by jaxscale.nn.lora.merged"
+        )
     candidates = [family for family in FAMILIES if isinstance(config, family.kind)]
     nearest = min(candidates, key=lambda family: len(family.misfits(config)))
     if misfits := nearest.misfits(config):
@@ -237,7 +285,7 @@ def _write_texts(folder: Path, card: ModelCard, family: Family[Any], dtype: Dtyp
     tokenizer, values = card.tokenizer, family.write(card.config, card.provenance.get("model_type"))
     end = end_of_text_id(tokenizer)
     values |= {
-        "architectures": [family.architectures[values["model_type"]]],
+        "architectures": [_architecture(card.config, family.architectures[values["model_type"]])],
         "dtype": dtype,
         "bos_token_id": tokenizer.opening_ids[0] if tokenizer.opening_ids else end,
         "eos_token_id": end,
@@ -257,6 +305,12 @@ def _write_texts(folder: Path, card: ModelCard, family: Family[Any], dtype: Dtyp
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(folder / "tokenizer.json")
     return [*texts, "tokenizer.json"]
+
+
+def _architecture(config: TransformerConfig | EncoderDecoderConfig, whole: str) -> str:
+    """The class that a model is loaded as: the whole one's, or that of the bare model where there is no output."""
+    has_output = isinstance(config, EncoderDecoderConfig) or (config.kind == "decoder" and not config.headless)
+    return whole if has_output else re.sub("(ForCausalLM|LMHeadModel)$", "Model", whole)
 
 
 def _checked(table: Table, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

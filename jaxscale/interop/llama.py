@@ -1,4 +1,8 @@
-"""Llama, Mistral, Qwen2 and Mixtral: one layout, with biases of query, key and value (Qwen2) or experts (Mixtral)."""
+"""Llama, Mistral, Qwen2 and Mixtral: one layout, with biases of query, key and value (Qwen2) or experts (Mixtral).
+
+Models that embed texts have it too: folders of the bare model, without an output, whose tensors' names lack the first
+part; and with `is_causal` false, which transformers reads since version 5, those that read both ways.
+"""
 
 import dataclasses
 from collections.abc import Collection
@@ -10,7 +14,9 @@ from jaxscale.interop.json_file import JsonObject
 from jaxscale.interop.mapping import Row, Table, places
 from jaxscale.nn.config import ExpertsConfig, RopeScaling, TransformerConfig
 from jaxscale.nn.families import decoder_config
+from jaxscale.nn.headless import headless
 
+_PREFIX = "model."
 _LAYER = "model.layers.{layer}"
 _EXPERT = f"{_LAYER}.block_sparse_moe.experts.{{expert}}"
 _ROWS = (
@@ -39,10 +45,12 @@ _EXPERTS_ROWS = (
     Row(f"{_EXPERT}.w3.weight", "layers/mlp/up", "F D -> D F"),
     Row(f"{_EXPERT}.w2.weight", "layers/mlp/down", "D F -> F D"),
 )
+# Made again from the configuration.
+_ROTARY = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 _OUTPUT_ROWS = (Row("lm_head.weight", "output/kernel", "V D -> D V"),)
 
 
-def _read(file: JsonObject, _names: Collection[str]) -> TransformerConfig:
+def _read(file: JsonObject, names: Collection[str]) -> TransformerConfig:
     model_type = file.require("model_type", str)
     file.refuse_unless("attention_bias", bool, False)
     file.refuse_unless("mlp_bias", bool, False)
@@ -61,13 +69,24 @@ def _read(file: JsonObject, _names: Collection[str]) -> TransformerConfig:
         experts=_read_experts(file) if model_type == "mixtral" else None,
         tied_output=file.optional("tie_word_embeddings", bool, False),
     )
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         activation=read_activation(file, "hidden_act", "silu"),
         norm_epsilon=file.optional("rms_norm_eps", float, 1e-5 if model_type == "mixtral" else 1e-6),
         initial_stddev=file.optional("initializer_range", float, 0.02),
         qkv_bias=model_type == "qwen2",
     )
+    both_ways = not file.optional("is_causal", bool, True)
+    return headless(config, both_ways=both_ways) if both_ways or _is_bare(file, names) else config
+
+
+def _is_bare(file: JsonObject, names: Collection[str]) -> bool:
+    """Whether a folder is of the bare model: by its class, or by names without the first part that the others have."""
+    if "lm_head.weight" in names:
+        return False
+    classes: list[str] = file.optional("architectures", list, [])
+    without_prefix = bool(names) and not any(name.startswith(_PREFIX) for name in names)
+    return without_prefix or any(name.endswith("Model") for name in classes)
 
 
 def _max_positions(file: JsonObject, model_type: str) -> int:
@@ -109,7 +128,6 @@ def _read_experts(file: JsonObject) -> ExpertsConfig:
 
 def _misfits(config: TransformerConfig) -> list[str]:
     expected = {
-        "kind": "decoder",
         "type_vocab_size": 0,
         "positions": "rope",
         "scaled_scores": True,
@@ -155,6 +173,8 @@ def _write(config: TransformerConfig, model_type: str | None) -> dict[str, Any]:
         "rope_theta": config.rope_base,
         "rope_scaling": _written_scaling(config),
     }
+    if config.kind == "encoder":
+        values["is_causal"] = False
     if config.experts is not None:
         values |= {
             "num_local_experts": config.experts.num_experts,
@@ -178,10 +198,14 @@ def _written_scaling(config: TransformerConfig) -> dict[str, Any] | None:
 def _table(config: TransformerConfig) -> Table:
     rows = [*_ROWS, *(_MLP_ROWS if config.experts is None else _EXPERTS_ROWS)]
     rows += _QKV_BIAS_ROWS if config.qkv_bias else ()
+    if config.kind == "encoder" or config.headless:
+        bare = [row._replace(theirs=row.theirs.removeprefix(_PREFIX)) for row in rows]
+        # The output of a model that is to be used both ways is of no use, but may be there.
+        return Table(places=places(bare, config), prefix=_PREFIX, ignored=rf"{_ROTARY}|lm_head\.weight")
     rows += () if config.tied_output else _OUTPUT_ROWS
     return Table(
         places=places(rows, config),
-        ignored=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+        ignored=_PREFIX.replace(".", r"\.") + _ROTARY,
         copies={"lm_head.weight": "model.embed_tokens.weight"} if config.tied_output else {},
     )
 

@@ -1,7 +1,8 @@
 """A program for an interpreter that has torch and transformers, which jaxscale does not: a folder's scores of tokens.
 
 Called as `PYTHON logits_by_transformers.py FOLDER TOKENS.json OUT.npy`, TOKENS.json holding `{"tokens": [[...]]}` and,
-for an encoder-decoder, `"target": [[...]]`. Writes logits [B S V], or an encoder's hidden states [B S D], in float32.
+for an encoder-decoder, `"target": [[...]]`. Writes logits [B S V] or, where the folder is of a model without an output,
+its hidden states [B S D], in float32.
 """
 
 import json
@@ -17,9 +18,11 @@ def main(folder: str, tokens_file: str, out: str) -> None:
 
     with open(tokens_file, encoding="utf-8") as file:
         batch = {name: torch.tensor(rows) for name, rows in json.load(file).items()}
-    kind = transformers.AutoConfig.from_pretrained(folder).model_type
-    classes = {"t5": transformers.AutoModelForSeq2SeqLM, "bert": transformers.AutoModel}
-    loader = classes.get(kind, transformers.AutoModelForCausalLM)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind = config.model_type
+    is_bare = kind == "bert" or any(name.endswith("Model") for name in config.architectures or ())
+    loader = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+    loader = transformers.AutoModel if is_bare else loader
     # An encoder's pooler is no part of its hidden states, and need not be there.
     options = {"add_pooling_layer": False} if kind == "bert" else {}
     model, loaded = loader.from_pretrained(
@@ -36,7 +39,7 @@ def main(folder: str, tokens_file: str, out: str) -> None:
             made = model.eval()(input_ids=batch["tokens"], decoder_input_ids=batch["target"])
         else:
             made = model.eval()(input_ids=batch["tokens"])
-    np.save(out, (made.last_hidden_state if kind == "bert" else made.logits).numpy())
+    np.save(out, (made.last_hidden_state if is_bare else made.logits).numpy())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Parity:
     Attributes:
       max_difference: the largest absolute difference.
       max_score: the largest absolute score of transformers.
-      shape: of the scores: [B S V], or an encoder's hidden states [B S D].
+      shape: of the scores: [B S V], or the hidden states [B S D] of a model without an output.
     """
 
     max_difference: float
@@ -69,14 +69,15 @@ def compare(model: ModelFolder, folder: str | Path, tokens: Tokens, python: str 
 
 
 def our_scores(model: ModelFolder, batch: dict[str, Tokens]) -> Float32[np.ndarray, "B S N"]:
-    """Logits, or an encoder's hidden states, in float32."""
+    """Logits, or the hidden states of a model without an output, in float32."""
     config, params = model.config, jax.tree.map(jnp.asarray, model.params)
     tokens = jnp.asarray(batch["tokens"], jnp.int32)
     if isinstance(config, EncoderDecoderConfig):
         target = jnp.asarray(batch["target"], jnp.int32)
         return np.asarray(functional.apply_encoder_decoder(config, params, tokens, target))
     hidden = functional.apply(config, params, tokens, None)
-    return np.asarray(hidden if config.kind == "encoder" else functional.logits(config, params, hidden))
+    scores_tokens = config.kind == "decoder" and not config.headless
+    return np.asarray(functional.logits(config, params, hidden) if scores_tokens else hidden)
 
 
 def their_scores(folder: str | Path, batch: dict[str, Tokens], python: str | Path) -> Float32[np.ndarray, "B S N"]:

@@ -1,11 +1,15 @@
-"""The settings that sentence-transformers keeps beside a model: pooling, normalisation, length limit, prompts."""
+"""What sentence-transformers keeps beside a model: pooling, projection, normalisation, length limit, prompts."""
 
 import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float32
+
 from jaxscale.errors import DataError
 from jaxscale.interop.json_file import JsonObject
+from jaxscale.interop.tensor_files import open_tensors
 from jaxscale.nn.model_folder import SentenceSettings
 
 Pooling = Literal["mean", "cls", "last"]
@@ -38,10 +42,11 @@ def read_settings(folder: Path, max_positions: int) -> SentenceSettings | None:
         return None
     modules = _modules(folder / "modules.json")
     kinds = [kind for kind, _ in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    optional = [kind for kind in ("Dense", "Normalize") if kind in kinds]
+    if kinds != ["Transformer", "Pooling", *optional]:
         raise DataError(
             f"{folder / 'modules.json'}: got the modules {', '.join(kinds)}; "
-            "supported are Transformer, Pooling and an optional Normalize"
+            "supported are Transformer, Pooling, an optional Dense and an optional Normalize, in this order"
         )
     query_prefix, document_prefix = _prefixes(folder / "config_sentence_transformers.json")
     return SentenceSettings(
@@ -51,6 +56,47 @@ def read_settings(folder: Path, max_positions: int) -> SentenceSettings | None:
         query_prefix=query_prefix,
         document_prefix=document_prefix,
     )
+
+
+def has_projection(folder: Path) -> bool:
+    """Whether a folder's vectors go through a linear map after pooling."""
+    return _dense(folder) is not None
+
+
+def read_projection(folder: Path, d_model: int) -> Float32[np.ndarray, "D E"] | None:
+    """The linear map that a folder's vectors go through after pooling; None where there is none.
+
+    Args:
+      folder: the model's folder.
+      d_model: D.
+
+    Raises:
+      DataError: it has a bias, an activation or another shape, or is malformed.
+    """
+    dense = _dense(folder)
+    if dense is None:
+        return None
+    config, tensors = JsonObject(dense / "config.json"), open_tensors(dense)
+    config.refuse_unless("bias", bool, False)
+    config.refuse_unless("use_residual", bool, False)
+    activation = config.optional("activation_function", str, "Tanh")
+    shape = (config.require("out_features", int), d_model)
+    if activation.rpartition(".")[2] != "Identity":
+        raise DataError(f"{config.path}: activation_function={activation!r} is not supported, only Identity")
+    if set(tensors) != {"linear.weight"} or tensors["linear.weight"].shape != shape:
+        got = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise DataError(f"{dense}: got the tensors {got}, expected linear.weight of shape {list(shape)}")
+    kernel = np.ascontiguousarray(tensors["linear.weight"].read().astype(np.float32).T)
+    if not np.isfinite(kernel).all():
+        raise DataError(f"{dense}: tensor linear.weight holds numbers that are not finite")
+    return kernel
+
+
+def _dense(folder: Path) -> Path | None:
+    """The folder of the Dense module."""
+    if not (folder / "modules.json").is_file():
+        return None
+    return next((folder / path for kind, path in _modules(folder / "modules.json") if kind == "Dense"), None)
 
 
 def _modules(path: Path) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from jaxscale.nn.attention_call import Readable, call_attention
 from jaxscale.nn.attention_plain import attend
 from jaxscale.nn.cache import KeyValues
-from jaxscale.nn.config import RopeScaling
+from jaxscale.nn.config import LoRAConfig, MapRole, RopeScaling
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.linear import Linear
 from jaxscale.nn.positions import rotate
@@ -31,6 +31,7 @@ class Attention(nnx.Module):
         dropout_rate: float,
         stddev: float,
         out_stddev: float,
+        lora: LoRAConfig | None,
         key: Key[Array, ""],
     ):
         """Makes the projections.
@@ -48,12 +49,14 @@ class Attention(nnx.Module):
           dropout_rate: of the attention weights.
           stddev: of the initial query, key and value kernels.
           out_stddev: of the initial output kernel.
+          lora: of factors beside the projections; None for none.
           key: random key.
         """
 
-        def projection(name: str, in_dims: tuple[int, ...], out_dims: tuple[int, ...], spread: float) -> Linear:
+        def projection(name: MapRole, in_dims: tuple[int, ...], out_dims: tuple[int, ...], spread: float) -> Linear:
             has_bias = use_bias or (qkv_bias and name != "out")
-            return Linear(in_dims, out_dims, use_bias=has_bias, stddev=spread, key=named_key(key, name))
+            factors = None if lora is None else lora.of(name)
+            return Linear(in_dims, out_dims, use_bias=has_bias, stddev=spread, key=named_key(key, name), lora=factors)
 
         self.rope_base = rope_base
         self.rope_scaling = rope_scaling

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from typing import Literal
 
 from jaxscale import typed_json
@@ -93,6 +94,48 @@ class ExpertsConfig:
         return min(math.ceil(share * self.capacity_factor), num_tokens)
 
 
+# The linear maps of a layer, by what they do; `mlp` is all of the MLP's.
+MapRole = Literal["query", "key", "value", "out", "mlp"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Linear maps whose weights W stay as they are, beside which a product of two narrow ones learns.
+
+    y = x W + alpha / rank (x A) B, with A [in, rank] drawn and B [rank, out] zero at first.
+
+    Attributes:
+      rank: how narrow.
+      alpha: over the rank, the scale of what is added.
+      targets: which maps of every layer.
+
+    Reference: Hu et al. 2021, "LoRA", section 4.1, https://arxiv.org/abs/2106.09685
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[MapRole, ...] = ("query", "key", "value", "out", "mlp")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"lora.rank={self.rank} must be at least 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UsageError(f"lora.alpha={self.alpha} must be a finite number above 0; twice the rank is usual")
+        roles = typing.get_args(MapRole)
+        unknown = [target for target in self.targets if target not in roles]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise UsageError(f"lora.targets={self.targets} must be some of {', '.join(roles)}, each once")
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied with."""
+        return self.alpha / self.rank
+
+    def of(self, role: MapRole) -> "LoRAConfig | None":
+        """The configuration for the maps of one role; None where they have no factors."""
+        return self if role in self.targets else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Everything that fixes a Transformer's parameters and its function of them.
@@ -131,6 +174,8 @@ class TransformerConfig:
       initial_token_stddev: of the first token table; None for `initial_stddev`.
       scaled_logits: whether scores of tokens are divided by sqrt(D) (PaLM, and T5 where its output is tied).
       qkv_bias: whether query, key and value have biases where other linear maps have none (Qwen2).
+      headless: whether a decoder has no output: its hidden states are all that it gives (a model that embeds texts).
+      lora: narrow factors beside the layers' linear maps; None for none. `jaxscale.nn.lora` merges them.
     """
 
     kind: Literal["encoder", "decoder"]
@@ -162,6 +207,8 @@ class TransformerConfig:
     initial_token_stddev: float | None = typed_json.added(None)
     scaled_logits: bool = typed_json.added(False)
     qkv_bias: bool = typed_json.added(False)
+    headless: bool = typed_json.added(False)
+    lora: LoRAConfig | None = typed_json.added(None)  # noqa: RUF009 (a field of a frozen class)
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size"):
@@ -181,6 +228,13 @@ class TransformerConfig:
             raise UsageError("use_bias=True: experts have no biases; use_bias=False does")
         if self.qkv_bias and self.use_bias:
             raise UsageError("qkv_bias=True: with use_bias=True all linear maps have biases already; set one of them")
+        if self.lora is not None and self.experts is not None and "mlp" in self.lora.targets:
+            raise UsageError("lora.targets has 'mlp', but experts take no factors; leave it out")
+        if self.headless and (self.kind != "decoder" or self.tied_output):
+            raise UsageError(
+                f"headless=True is of a decoder without an output, got kind={self.kind!r} and "
+                f"tied_output={self.tied_output}; an encoder has none anyway"
+            )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UsageError(f"dropout_rate={self.dropout_rate} must be in [0, 1)")
 
@@ -198,11 +252,11 @@ class TransformerConfig:
         """How many numbers the model learns."""
         num_embedded = self.vocab_size + self.type_vocab_size
         num_embedded += self.max_positions if self.positions == "learned" else 0
-        has_output = self.kind == "decoder" and not self.tied_output
+        has_output = self.kind == "decoder" and not (self.tied_output or self.headless)
         return (
             num_embedded * self.d_model
             + (NUM_RELATIVE_BUCKETS * self.num_heads if self.positions == "relative" else 0)
-            + self.num_layers * (self._num_attention_params + self._num_mlp_params)
+            + self.num_layers * (self._num_attention_params + self._num_mlp_params + self._num_factor_params)
             + (self.num_layers * (1 if self.parallel else 2) + 1) * self._num_norm_params
             + (self.vocab_size * self.d_model if has_output else 0)
         )
@@ -220,6 +274,21 @@ class TransformerConfig:
         biases = num_in * self.d_ff + self.d_model if self.use_bias else 0
         one = (num_in + 1) * self.d_model * self.d_ff + biases
         return one if self.experts is None else self.experts.num_experts * (one + self.d_model)
+
+    @property
+    def _num_factor_params(self) -> int:
+        if self.lora is None:
+            return 0
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        num_maps = 3 if self.gated else 2
+        widths: dict[MapRole, int] = {
+            "query": self.d_model + query,
+            "key": self.d_model + key,
+            "value": self.d_model + key,
+            "out": query + self.d_model,
+            "mlp": num_maps * (self.d_model + self.d_ff),
+        }
+        return self.lora.rank * sum(widths[target] for target in self.lora.targets)
 
     @property
     def _num_norm_params(self) -> int:

@@ -10,9 +10,10 @@ The tree of `Params` (legend: L layers, D model, H and K heads, C head width, F 
     layers/{attention_norm,mlp_norm}/{scale,bias}    [L D]
     layers/mlp/{up,gate}/{kernel,bias}               [L D F] [L F]
     layers/mlp/down/{kernel,bias}                    [L F D] [L D]
+    layers/.../{lora_a,lora_b}                       [L D r] [L r H C]  (beside kernels, with LoRA: in and out of r)
     layers/mlp/router/kernel                         [L D E]
     layers/mlp/{up,gate}, layers/mlp/down            [L E D F] [L E F D]  (with experts, in place of kernels)
-    output/kernel                                    [D V]
+    output/kernel                                    [D V]  (a decoder's, unless tied or headless)
 
 An encoder-decoder has `token/table`, `output/kernel`, and below `encoder/` and `decoder/` the `relative_positions`,
 `norm` and `layers` of each; the decoder's layers have `cross_attention` and `cross_attention_norm` too.
@@ -35,7 +36,7 @@ from jaxscale.nn.config import EncoderDecoderConfig, Remat, TransformerConfig
 from jaxscale.nn.encoder_decoder import EncoderDecoder
 from jaxscale.nn.linear import contract
 from jaxscale.nn.router import RouterLosses
-from jaxscale.nn.transformer import Transformer
+from jaxscale.nn.transformer import Transformer, check_has_output
 
 # A nested dict with string keys whose leaves are arrays.
 Params = dict[str, Any]
@@ -182,7 +183,7 @@ def logits(
     """A decoder's scores of every next token, from `apply`'s hidden states.
 
     Raises:
-      UsageError: the model is an encoder.
+      UsageError: the model is an encoder, or headless.
     """
     return _merged(config, params).logits(hidden, compute_dtype=compute_dtype)
 
@@ -193,7 +194,12 @@ def output_weights(
     """What hidden states are multiplied with for the scores of tokens, and which of its dims is the vocabulary.
 
     See `logits`, whose hidden states are scaled first where the config says so, and `masked_token_logits`.
+
+    Raises:
+      UsageError: the model is headless.
     """
+    if config.headless:
+        check_has_output(config)
     if config.kind == "decoder" and not config.tied_output:
         return params["output"]["kernel"], 1
     return params["embeddings"]["token"]["table"], 0

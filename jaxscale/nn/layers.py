@@ -78,6 +78,7 @@ class Layer(nnx.Module):
                 dropout_rate=config.dropout_rate,
                 stddev=stddev,
                 out_stddev=_out_stddev(config, config.num_heads * config.head_dim),
+                lora=config.lora,
                 key=named_key(key, name),
             )
 
@@ -271,6 +272,7 @@ def _mlp(config: TransformerConfig, *, stddev: float, out_stddev: float, key: Ke
         use_bias=config.use_bias,
         stddev=stddev,
         out_stddev=out_stddev,
+        lora=config.lora,
         key=key,
     )
 

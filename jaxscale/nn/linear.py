@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Key
 
+from jaxscale.nn.config import LoRAConfig
 from jaxscale.nn.keys import named_key
 
 # Positions of dims: of the left operand, of the right one.
@@ -134,6 +135,7 @@ class Linear(nnx.Module):
         use_bias: bool,
         stddev: float,
         key: Key[Array, ""],
+        lora: LoRAConfig | None = None,
     ):
         """Draws W from a normal distribution cut at two standard deviations; b is zero.
 
@@ -143,17 +145,30 @@ class Linear(nnx.Module):
           use_bias: whether there is a b.
           stddev: standard deviation before the cut.
           key: random key.
+          lora: of the factors beside W; None for none.
         """
         self.num_in_dims = len(in_dims)
         draw = jax.random.truncated_normal(named_key(key, "kernel"), -2, 2, (*in_dims, *out_dims), jnp.float32)
         self.kernel = nnx.Param(stddev * draw)
         self.bias = nnx.Param(jnp.zeros(out_dims, jnp.float32)) if use_bias else None
+        self.lora_scale = 0.0 if lora is None else lora.scale
+        if lora is None:
+            self.lora_a = self.lora_b = None
+        else:
+            drawn = jax.random.normal(named_key(key, "lora_a"), (*in_dims, lora.rank), jnp.float32)
+            self.lora_a = nnx.Param(drawn / math.sqrt(math.prod(in_dims)))
+            self.lora_b = nnx.Param(jnp.zeros((lora.rank, *out_dims), jnp.float32))
 
     def __call__(self, x: Float[Array, "..."], compute_dtype: DTypeLike) -> Float32[Array, "..."]:
         """Returns y in float32 for x [..., *in_dims], with the contraction computed in `compute_dtype`."""
         num = self.num_in_dims
         contracted = (tuple(range(x.ndim - num, x.ndim)), tuple(range(num)))
         y = contract(x, self.kernel[...], contracted=contracted, compute_dtype=compute_dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            narrow = contract(x, self.lora_a[...], contracted=contracted, compute_dtype=compute_dtype)
+            narrow = (self.lora_scale * narrow).astype(compute_dtype)
+            last = ((narrow.ndim - 1,), (0,))
+            y = y + contract(narrow, self.lora_b[...], contracted=last, compute_dtype=compute_dtype)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(jnp.float32)

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Key
 
+from jaxscale.nn.config import LoRAConfig
 from jaxscale.nn.keys import named_key
 from jaxscale.nn.linear import Linear
 
@@ -60,6 +61,7 @@ class MLP(nnx.Module):
         use_bias: bool,
         stddev: float,
         out_stddev: float,
+        lora: LoRAConfig | None,
         key: Key[Array, ""],
     ):
         """Makes the maps.
@@ -72,11 +74,19 @@ class MLP(nnx.Module):
           use_bias: whether the maps have a bias.
           stddev: of the initial up and gate kernels.
           out_stddev: of the initial down kernel.
+          lora: of factors beside the maps; None for none.
           key: random key.
         """
 
         def linear(name: str, in_dim: int, out_dim: int, spread: float) -> Linear:
-            return Linear((in_dim,), (out_dim,), use_bias=use_bias, stddev=spread, key=named_key(key, name))
+            return Linear(
+                (in_dim,),
+                (out_dim,),
+                use_bias=use_bias,
+                stddev=spread,
+                key=named_key(key, name),
+                lora=None if lora is None else lora.of("mlp"),
+            )
 
         self.activation = activation
         self.up = linear("up", d_model, d_ff, stddev)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxscale.data.sentinels import encode_around, sentinel_names
 from jaxscale.data.tokenizer import Tokenizer
-from jaxscale.errors import UsageError
+from jaxscale.errors import DataError, UsageError
 from jaxscale.nn.config import EncoderDecoderConfig
 from jaxscale.nn.generation import Continuation, generate, generate_targets
 from jaxscale.nn.model_folder import ModelFolder
@@ -95,6 +95,25 @@ def end_of_text_id(tokenizer: Tokenizer) -> int | None:
     """The token that ends a text, by the names that the families give it; None where there is none."""
     ids = (tokenizer.token_id(name) for name in _END_TOKENS)
     return next((token for token in ids if token is not None), None)
+
+
+def closed_by_end(tokenizer: Tokenizer, whose: str) -> Tokenizer:
+    """The tokenizer that puts the token that ends texts behind every text, also behind one that is cut.
+
+    Args:
+      tokenizer: of a model.
+      whose: for the message.
+
+    Raises:
+      DataError: it has no such token.
+    """
+    end = end_of_text_id(tokenizer)
+    if end is None:
+        raise DataError(
+            f"append_end=True, but the tokenizer of {whose} has no token that ends texts; expected one of "
+            f"{', '.join(_END_TOKENS)}"
+        )
+    return tokenizer.closed_by(end)
 
 
 def _stop_ids(tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:

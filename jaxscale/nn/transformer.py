@@ -99,8 +99,7 @@ class Transformer(nnx.Module):
         self, hidden: Float[Array, "B S D"], *, compute_dtype: DTypeLike = jnp.float32
     ) -> Float32[Array, "B S V"]:
         """Returns a decoder's scores of every next token, in float32."""
-        if self.config.kind != "decoder":
-            raise UsageError(f"kind={self.config.kind!r} has no output over the vocabulary; a decoder has")
+        check_has_output(self.config)
         return scores_of_tokens(self.config, self.output, self.embeddings.token.table[...], hidden, compute_dtype)
 
 
@@ -133,8 +132,8 @@ def relative_positions(config: TransformerConfig, *, key: Key[Array, ""]) -> Rel
 
 
 def make_output(config: TransformerConfig, *, key: Key[Array, ""]) -> Linear | None:
-    """A decoder's map to the vocabulary; None where it is the token table, and for an encoder."""
-    if config.kind != "decoder" or config.tied_output:
+    """A decoder's map to the vocabulary; None where it is the token table, or where there is no output."""
+    if config.kind != "decoder" or config.tied_output or config.headless:
         return None
     return Linear(
         (config.d_model,),
@@ -162,6 +161,18 @@ def scores_of_tokens(
 def scaled_for_logits(config: TransformerConfig, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """The hidden states that the output is multiplied with: divided by sqrt(D) where scores are to be."""
     return hidden / jnp.asarray(math.sqrt(config.d_model), hidden.dtype) if config.scaled_logits else hidden
+
+
+def check_has_output(config: TransformerConfig) -> None:
+    """Refuses a model that gives no scores of tokens.
+
+    Raises:
+      UsageError: it is an encoder, or headless.
+    """
+    if config.kind != "decoder":
+        raise UsageError(f"kind={config.kind!r} has no output over the vocabulary; a decoder has")
+    if config.headless:
+        raise UsageError("headless=True: this decoder was made to embed texts and has no output over the vocabulary")
 
 
 def check_length(config: TransformerConfig, tokens: Int[Array, "B S"], what: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxscale import frozen
 from jaxscale.errors import JaxscaleError, UsageError
 from jaxscale.sharding import jaxprs, on_parts
 from jaxscale.sharding.factors import Dim, Dims
@@ -71,8 +72,11 @@ def _of_the_user(what: str) -> Iterator[None]:
 def _trace_update(
     walk: "_Walk", optimizer: optax.GradientTransformation, params: Any, parameters: Sequence[Value]
 ) -> None:
+    # What is frozen is not updated.
+    values = jax.tree.unflatten(jax.tree.structure(params), parameters)
+    trained, parameters = frozen.trained(params), jax.tree.leaves(frozen.trained(values))
     with _of_the_user("the optimizer's init"):
-        state = jax.eval_shape(optimizer.init, params)
+        state = jax.eval_shape(optimizer.init, trained)
     first = len(walk.planned)
     olds = walk.leaves("optimizer", state)
 
@@ -87,7 +91,7 @@ def _trace_update(
         jax.numpy_rank_promotion("allow"),
         _of_the_user("the optimizer's update"),
     ):
-        program = jaxprs.trace(update, params, state, params)
+        program = jaxprs.trace(update, trained, state, trained)
     results = walk.run(program, [*parameters, *olds, *parameters])
     for i, (old, new) in enumerate(zip(olds, results, strict=False)):
         walk.link(old.dims, new.dims)

@@ -39,6 +39,8 @@ class Objective(Protocol):
     def init_params(self, key: PRNGKeyArray) -> Params:
         """Fresh float32 parameters. Pure and traceable: it runs under jit, so that values go straight into shards.
 
+        What the tree has below `frozen` is not trained; see `jaxscale.frozen`.
+
         Args:
           key: the key of this run's parameters.
         """

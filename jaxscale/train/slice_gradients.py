@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float32, PRNGKeyArray
 
+from jaxscale import frozen
 from jaxscale.sharding import per_slice
 from jaxscale.train.objective import Params
 
@@ -58,6 +59,6 @@ class SliceGradients:
         # of them XLA looks rows of a table up for all slices at once, and sends them between the slices.
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_slices, *x.shape)), params)
         copies = per_slice.kept_apart(copies, self.gradient_shardings)
-        of_parts = per_slice.for_each(jax.value_and_grad(weighted, has_aux=True))
+        of_parts = per_slice.for_each(frozen.value_and_grad(weighted, has_aux=True))
         values, gradient = of_parts(copies, parts, shares)
-        return values, per_slice.kept_apart(gradient, self.gradient_shardings)
+        return values, per_slice.kept_apart(gradient, frozen.trained(self.gradient_shardings))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from jaxscale import frozen
 from jaxscale.sharding.initialise import initialise, place
 from jaxscale.sharding.layouts import Layouts, store_leaves
 from jaxscale.train.objective import Params
@@ -22,11 +23,11 @@ def new_state(params: Params, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step. Traceable.
 
     Args:
-      params: float32 parameters.
+      params: float32 parameters, perhaps with some that are frozen; see `jaxscale.frozen`.
       optimizer: the transformation whose state goes along.
     """
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "num_skipped", "num_skipped_in_a_row")}
-    return {"params": params, "opt_state": optimizer.init(params), **counters}
+    return {"params": params, "opt_state": optimizer.init(frozen.trained(params)), **counters}
 
 
 def place_new_state(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxscale import frozen
 from jaxscale.sharding.per_slice import added_up
 from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.objective import Params
@@ -26,7 +27,8 @@ def make_step(
 
     Metrics are scalars: `loss`, the loss's own, `grad_norm` (before clipping), `learning_rate`, and the counters
     `num_skipped` and `num_skipped_in_a_row`. A step whose loss or gradient is not finite leaves the parameters and the
-    optimizer state as they were and is counted; the step number goes on, so that the data does.
+    optimizer state as they were and is counted; the step number goes on, so that the data does. What is frozen of the
+    parameters (`jaxscale.frozen`) is passed on, and has neither gradient nor state.
 
     Args:
       loss_fn: the mean loss of a batch or a microbatch, and its metrics; see `Objective.loss`.
@@ -41,9 +43,10 @@ def make_step(
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         grads = _clip(grads, grad_norm, identity.optimizer.max_grad_norm)
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        updated = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
-        kept = {"params": state["params"], "opt_state": state["opt_state"]}
+        params = frozen.trained(state["params"])
+        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        updated = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        kept = {"params": params, "opt_state": state["opt_state"]}
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
         new: State = {
             **jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, kept),
@@ -51,6 +54,7 @@ def make_step(
             "num_skipped": state["num_skipped"] + skipped,
             "num_skipped_in_a_row": (state["num_skipped_in_a_row"] + 1) * skipped,
         }
+        new["params"] = frozen.with_frozen(new["params"], state["params"])
         learning_rate = identity.optimizer.schedule.learning_rate(state["step"] - state["num_skipped"])
         counters = {name: new[name] for name in ("num_skipped", "num_skipped_in_a_row")}
         return new, {"loss": loss, **extra, "grad_norm": grad_norm, "learning_rate": learning_rate, **counters}
@@ -80,7 +84,7 @@ def accumulated_gradient(
       key: of the step; each microbatch's has its number folded in.
       slices: the same loss by slice; None to compute a microbatch whole.
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True) if slices is None else slices.value_and_grad
+    value_and_grad = frozen.value_and_grad(loss_fn, has_aux=True) if slices is None else slices.value_and_grad
     if grad_accum == 1:
         result = value_and_grad(params, batch, key)
         return result if slices is None else added_up(result)

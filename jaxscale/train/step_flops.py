@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxscale import frozen
 from jaxscale.cost.chips import chip_of_device
 from jaxscale.cost.flops import count_flops, count_model_flops
 from jaxscale.cost.programs import forward_program, gradient_program, microbatch_of
@@ -50,7 +51,8 @@ def step_flops(loss: LossFn, identity: TrainingIdentity, params: Params, batch: 
     def value(params: Params, inputs: Any) -> Any:
         return planned_loss(loss)(params, inputs)[0]
 
-    model = count_model_flops(forward_program(value, params, inputs), len(jax.tree.leaves(params)))
+    forward = forward_program(value, params, inputs)
+    model = count_model_flops(forward, len(jax.tree.leaves(params)), frozen.positions(params))
     hardware = count_flops(gradient_program(value, params, inputs))
     chip = chip_of_device(jax.devices()[0].device_kind)
     return StepFlops(

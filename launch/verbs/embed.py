@@ -23,7 +23,7 @@ class Command:
     """
 
     model: Path
-    """A retriever, a model, a training run, or a Hugging Face folder of the BERT family."""
+    """A retriever, a model, a training run, or a Hugging Face folder of an encoder or a decoder."""
     corpus: Path
     """A BEIR folder."""
     out: Path

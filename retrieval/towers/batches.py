@@ -158,7 +158,7 @@ def make_batches(
     own_rows = np.concatenate([table.pairs[:, 1], *[cropped_rows] * data.crops_per_document])
     return PairBatches(
         table=table,
-        queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
+        queries=TokenTable.of(tokenize(start.towers.query, start.query_tokenizer, queries).ids),
         documents=TokenTable.of(documents),
         crops=crops,
         cropped_rows=cropped_rows,
@@ -168,7 +168,7 @@ def make_batches(
         num_hard_negatives=data.num_hard_negatives,
         hard_negative_draws=data.hard_negative_draws,
         duplicates=_duplicates(source, data),
-        pad_id=start.tokenizer.pad_id,
+        pad_id=start.pad_id,
     )
 
 

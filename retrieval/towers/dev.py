@@ -106,12 +106,12 @@ def make_dev_set(source: PairSource, data: PairData, start: Start) -> DevSet:
     return DevSet(
         query_ids=query_ids,
         document_ids=document_ids,
-        queries=TokenTable.of(tokenize(start.towers.query, start.tokenizer, queries).ids),
+        queries=TokenTable.of(tokenize(start.towers.query, start.query_tokenizer, queries).ids),
         documents=TokenTable.of(tokenize(start.towers.document, start.tokenizer, passages).ids),
         qrels=qrels,
         query_buckets=data.query_buckets,
         document_buckets=data.document_buckets,
-        pad_id=start.tokenizer.pad_id,
+        pad_id=start.pad_id,
         sampled=data.dev_sampled,
     )
 

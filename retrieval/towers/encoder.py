@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from jaxscale.data.tokenizer import Encoded, Tokenizer
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.config import TransformerConfig
+from jaxscale.nn.config import Remat, TransformerConfig
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
 from retrieval.contract import Score
@@ -95,6 +95,13 @@ class TowerPair:
     shared: bool
     score: Score
 
+    def __post_init__(self) -> None:
+        if self.query.num_dims != self.document.num_dims:
+            raise UsageError(
+                f"the query tower gives vectors of {self.query.num_dims} dims, the document tower of "
+                f"{self.document.num_dims}; give both a projection: `--towers.projection-dim N`"
+            )
+
     def config(self, side: Side) -> EncoderConfig:
         """The encoder of one side."""
         return self.query if side == "query" else self.document
@@ -150,6 +157,7 @@ def apply_encoder(
     *,
     compute_dtype: DTypeLike,
     dropout_key: Array | None = None,
+    remat: Remat = False,
 ) -> Float32[Array, "B E"]:
     """The vectors of a batch of tokenised texts; pure.
 
@@ -160,17 +168,25 @@ def apply_encoder(
       mask: True at a text's own tokens, False at padding, which lies after them.
       compute_dtype: dtype of the transformer's products; they are accumulated in float32.
       dropout_key: a PRNG key while training; None switches dropout off.
+      remat: what of each layer the backward pass computes again.
 
     Returns:
       One float32 vector per text; of length 1 where `config.normalize`.
     """
     hidden = functional.apply(
-        config.transformer, params["transformer"], tokens, mask, compute_dtype=compute_dtype, dropout_key=dropout_key
+        config.transformer,
+        params["transformer"],
+        tokens,
+        mask,
+        compute_dtype=compute_dtype,
+        dropout_key=dropout_key,
+        remat=remat,
     )
     vectors = pool(hidden, mask, config.pooling)
     if config.projection_dim is not None:
         kernel = params["projection"]["kernel"].astype(jnp.float32)
-        vectors = jnp.einsum("bd,de->be", vectors, kernel, preferred_element_type=jnp.float32)
+        # HIGHEST: on accelerators a float32 product would otherwise be rounded to bfloat16 or TF32.
+        vectors = jnp.einsum("bd,de->be", vectors, kernel, precision=jax.lax.Precision.HIGHEST)
     return normalize(vectors) if config.normalize else vectors
 
 

@@ -61,6 +61,11 @@ class DualTowerJob:
             )
         _given(self.data.folder)
         self._check_model()
+        if self.towers.lora is not None and not self.towers.init_from:
+            raise UsageError(
+                "towers.lora leaves the weights started from as they are, but towers.init_from is not given; add "
+                "`--towers.init-from DIR`"
+            )
         self._check_lengths()
         self._check_batch()
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
@@ -84,12 +89,18 @@ class DualTowerJob:
         source = read_source(_given(data.folder), data.split, data.dev_split)
         start = start_towers(self.towers, data.max_lengths, source.training_texts(), training.seed)
         hard_negatives = Path(data.hard_negatives) if data.hard_negatives else None
+        if data.crops_per_document and not start.one_tokenizer:
+            raise UsageError(
+                f"data.crops_per_document={data.crops_per_document}: crops are tokens of documents, and those of "
+                f"towers.query_init_from={self.towers.query_init_from} are others; use 0"
+            )
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
             computation=self._computation(start.towers),
             pairs=make_batches(source, table, data, start, training),
             dev=make_dev_set(source, data, start),
             tokenizer=start.tokenizer,
+            query_tokenizer=start.query_tokenizer,
             starting_params=None,
             identity=self._identity(source, start),
         )
@@ -129,7 +140,12 @@ class DualTowerJob:
 
     def _computation(self, towers: TowerPair) -> PairLoss:
         self.contrastive.prefixes(towers.query.num_dims)  # refuses dims that the vectors do not have
-        return PairLoss(towers=towers, contrastive=self.contrastive, compute_dtype=self.training.compute_dtype)
+        return PairLoss(
+            towers=towers,
+            contrastive=self.contrastive,
+            compute_dtype=self.training.compute_dtype,
+            remat=self.towers.remat,
+        )
 
     def _identity(self, source: PairSource, start: Start) -> dict[str, Any]:
         """The job without `operation`, with hashes of what lies at its paths in their place."""
@@ -144,6 +160,11 @@ class DualTowerJob:
         towers["init_from"] = start.sha256
         towers["encoders"] = typed_json.encode([start.towers.query, start.towers.document])
         towers["tokenizer"] = start.tokenizer.fingerprint
+        # Only where queries have a model of their own: the identity of all others stays what it was.
+        towers.pop("query_transformer", None)
+        if start.query_sha256 is not None:
+            towers["query_init_from"] = start.query_sha256
+            towers["query_tokenizer"] = start.query_tokenizer.fingerprint
         return {
             "type": "DualTowerJob",
             "towers": towers,
@@ -166,11 +187,12 @@ class DualTowerJob:
             self.contrastive.prefixes(towers.projection_dim or towers.transformer.d_model)
 
     def _check_lengths(self) -> None:
-        transformer = self.towers.transformer
-        if transformer is None:
-            return
-        for name, buckets in (("query", self.data.query_buckets), ("document", self.data.document_buckets)):
-            if buckets[-1] > transformer.max_positions:
+        towers = self.towers
+        for name, transformer, buckets in (
+            ("query", towers.query_transformer or towers.transformer, self.data.query_buckets),
+            ("document", towers.transformer, self.data.document_buckets),
+        ):
+            if transformer is not None and buckets[-1] > transformer.max_positions:
                 raise UsageError(
                     f"data.{name}_buckets={buckets} goes beyond the transformer's max_positions="
                     f"{transformer.max_positions}; end it there or raise that"

@@ -19,6 +19,7 @@ from retrieval.towers.dev import DevSet
 from retrieval.towers.encoder import SIDES, Encoder, TowerPair
 from retrieval.towers.pair_loss import PairLoss
 from retrieval.towers.retriever_folder import join_towers, save_retriever
+from retrieval.towers.trained import apart, whole, without_factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class DualTowerObjective:
       computation: parameters and loss.
       pairs: the training batches.
       dev: the dev queries and the documents they are searched among.
-      tokenizer: of both towers.
+      tokenizer: of documents.
+      query_tokenizer: of queries; most often the same.
       starting_params: host weights to start from, or None.
       identity: all that makes the run what it is, as JSON values.
     """
@@ -38,6 +40,7 @@ class DualTowerObjective:
     pairs: PairBatches
     dev: DevSet
     tokenizer: Tokenizer
+    query_tokenizer: Tokenizer
     starting_params: Params | None
     identity: dict[str, Any]
 
@@ -57,7 +60,7 @@ class DualTowerObjective:
         params: Params = {"towers": towers}
         if self.computation.contrastive.learn_temperature:
             params["log_temperature"] = np.float32(math.log(self.computation.contrastive.temperature))
-        return dataclasses.replace(self, starting_params=params)
+        return dataclasses.replace(self, starting_params=apart(self.towers, params))
 
     def on(self, mesh: MeshSpec) -> Self:
         """The objective whose loss is computed on a mesh; see `jaxscale.train.objective.KnowsMesh`."""
@@ -87,19 +90,20 @@ class DualTowerObjective:
 
     def evaluate(self, params: Params, mesh: Mesh) -> dict[str, float]:
         """nDCG@10 and RR@10 of the dev queries."""
-        configs = (self.towers.query, self.towers.document)
-        towers = (self.towers.params(params["towers"], "query"), self.towers.params(params["towers"], "document"))
+        configs, tree = (self.towers.query, self.towers.document), whole(params)["towers"]
+        towers = (self.towers.params(tree, "query"), self.towers.params(tree, "document"))
         return self.dev.evaluate(configs, towers, mesh, self.computation.compute_dtype)
 
     def export(self, params: Params, path: Path) -> None:
-        """Writes the retriever folder; `params` are host arrays."""
+        """Writes the retriever folder, factors of LoRA merged with their weights; `params` are host arrays."""
+        tree = whole(params)["towers"]
         query, document = (
-            Encoder(
-                config=self.towers.config(side),
-                params=self.towers.params(params["towers"], side),
-                tokenizer=self.tokenizer,
+            Encoder(config=config, params=merged, tokenizer=tokenizer)
+            for tokenizer, (config, merged) in zip(
+                (self.query_tokenizer, self.tokenizer),
+                (without_factors(self.towers.config(side), self.towers.params(tree, side)) for side in SIDES),
+                strict=True,
             )
-            for side in SIDES
         )
         towers = join_towers(query=query, document=document, shared=self.towers.shared, score=self.towers.score)
         save_retriever(path, towers, replace=True)

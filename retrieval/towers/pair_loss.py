@@ -1,6 +1,7 @@
 """What a dual tower's training step computes: its parameters, and the contrastive loss of a batch of pairs."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxscale.mesh import MeshSpec
+from jaxscale.nn.config import Remat
 from jaxscale.nn.functional import Params
 from jaxscale.nn.keys import named_key
 from jaxscale.sharding.specs import BATCH_AXES, num_parts
@@ -17,6 +19,7 @@ from retrieval.towers.encoder import Side, TowerPair, apply_encoder, init_towers
 from retrieval.towers.in_batch import Asked, Offered, parts_of
 from retrieval.towers.loss import Contrastive, info_nce
 from retrieval.towers.ring import Ring
+from retrieval.towers.trained import apart, whole
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -29,6 +32,7 @@ class PairLoss:
       towers: the two encoders.
       contrastive: the loss.
       compute_dtype: of the transformers' products.
+      remat: what of each of their layers the backward pass computes again.
       mesh: whose devices pass queries round, where `contrastive.negatives` says so; None computes the same loss
         without saying how queries and documents meet.
     """
@@ -36,14 +40,18 @@ class PairLoss:
     towers: TowerPair
     contrastive: Contrastive
     compute_dtype: str
+    remat: Remat = False
     mesh: MeshSpec | None = None
 
     def init_params(self, key: Array) -> Params:
-        """Fresh weights: `{"towers": ..., "log_temperature": []}`, the latter only where it is learned."""
+        """Fresh weights: `{"towers": ..., "log_temperature": []}`, the latter only where it is learned.
+
+        What LoRA does not train is below `frozen` instead; see `trained.apart`.
+        """
         params: Params = {"towers": init_towers(self.towers, key)}
         if self.contrastive.learn_temperature:
             params["log_temperature"] = jnp.asarray(math.log(self.contrastive.temperature), jnp.float32)
-        return params
+        return apart(self.towers, params)
 
     def on(self, mesh: MeshSpec) -> "PairLoss":
         """The same loss, computed on a mesh as `contrastive.negatives` says."""
@@ -64,6 +72,7 @@ class PairLoss:
 
         Reference: Kusupati et al. 2022, Matryoshka Representation Learning, section 3, https://arxiv.org/abs/2205.13147
         """
+        params = whole(params)
         prefixes = self.contrastive.prefixes(self.towers.query.num_dims)
         queries, documents = self._vectors(params, batch, key)
         asked, offered = parts_of(batch)
@@ -126,16 +135,19 @@ class PairLoss:
         key: Array,
     ) -> Float[Array, "N E"]:
         """The vectors of texts; what dropout takes of each depends on its number in the whole batch alone."""
-        config, dtype = self.towers.config(side), jnp.dtype(self.compute_dtype)
-        weights = self.towers.params(params["towers"], side)
-        if config.transformer.dropout_rate == 0:
-            return apply_encoder(config, weights, tokens, mask, compute_dtype=dtype)
+        apply = functools.partial(
+            apply_encoder,
+            self.towers.config(side),
+            self.towers.params(params["towers"], side),
+            compute_dtype=jnp.dtype(self.compute_dtype),
+            remat=self.remat,
+        )
+        if self.towers.config(side).transformer.dropout_rate == 0:
+            return apply(tokens, mask)
 
         def encode_one(tokens: Int[Array, "S"], mask: Bool[Array, "S"], number: Int[Array, ""]) -> Float[Array, "E"]:
             dropout_key = jax.random.fold_in(named_key(key, side), number)
-            vectors = apply_encoder(
-                config, weights, tokens[None], mask[None], compute_dtype=dtype, dropout_key=dropout_key
-            )
+            vectors: Float[Array, "1 E"] = apply(tokens[None], mask[None], dropout_key=dropout_key)
             return vectors[0]
 
         return jax.vmap(encode_one)(tokens, mask, numbers)

@@ -1,6 +1,6 @@
-"""The folder a retriever is kept in: two towers, their tokenizer and their embedding contract.
+"""The folder a retriever is kept in: two towers, their tokenizers and their embedding contract.
 
-The format, `jaxscale.retriever` version 1, is written down in docs/formats/retriever-folder.md.
+The format, `jaxscale.retriever` version 2, is written down in docs/formats/retriever-folder.md.
 """
 
 import dataclasses
@@ -18,7 +18,10 @@ from retrieval.towers.encoder import Encoder, EncoderConfig, Side
 from retrieval.towers.fingerprint import encoder_identity
 
 FORMAT = "jaxscale.retriever"
-VERSION = 1
+VERSION = 2
+# Says all that a retriever with one tokenizer is, so that those are written as ever.
+_VERSION_WITH_ONE_TOKENIZER = 1
+_TOKENIZER, _QUERY_TOKENIZER = "tokenizer.json", "query_tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,10 +106,14 @@ def save_retriever(path: Path, towers: LoadedTowers, *, replace: bool = False) -
         if towers.shared
         else {"query": towers.query.params, "document": towers.document.params}
     )
-    with commit.draft(path, format=FORMAT, version=VERSION, replace=replace) as draft:
+    one_tokenizer = towers.query.tokenizer.fingerprint == towers.document.tokenizer.fingerprint
+    version = _VERSION_WITH_ONE_TOKENIZER if one_tokenizer else VERSION
+    with commit.draft(path, format=FORMAT, version=version, replace=replace) as draft:
         text = json.dumps(typed_json.encode(described), indent=2, sort_keys=True)
         (draft.path / "retriever.json").write_text(text + "\n", encoding="utf-8")
-        towers.document.tokenizer.save(draft.path / "tokenizer.json")
+        towers.document.tokenizer.save(draft.path / _TOKENIZER)
+        if not one_tokenizer:
+            towers.query.tokenizer.save(draft.path / _QUERY_TOKENIZER)
         (draft.path / "params").mkdir()
         arrays.write_tree(draft.path / "params", params)
         draft.config = described
@@ -127,11 +134,17 @@ def read_retriever(path: Path, *, check: Check = "full") -> LoadedTowers:
     described = typed_json.decode(
         _RetrieverJson, json.loads((committed.path / "retriever.json").read_text(encoding="utf-8")), "retriever.json"
     )
-    tokenizer = Tokenizer.load(committed.path / "tokenizer.json")
+    tokenizer = query_tokenizer = Tokenizer.load(committed.path / _TOKENIZER)
+    if (committed.path / _QUERY_TOKENIZER).is_file():
+        query_tokenizer = Tokenizer.load(committed.path / _QUERY_TOKENIZER)
     params = arrays.read_tree(committed.path / "params")
 
     def encoder(side: Side, config: EncoderConfig) -> Encoder:
-        return Encoder(config=config, params=params["shared" if described.shared else side], tokenizer=tokenizer)
+        return Encoder(
+            config=config,
+            params=params["shared" if described.shared else side],
+            tokenizer=query_tokenizer if side == "query" else tokenizer,
+        )
 
     return LoadedTowers(
         query=encoder("query", described.query),

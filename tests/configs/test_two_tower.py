@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from configs import two_tower
-from jaxscale import typed_json
+from jaxscale import frozen, typed_json
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
 from launch.recipes import all_recipes
@@ -17,6 +18,15 @@ RECIPES = {name: recipe for name, recipe in all_recipes().items() if recipe.__mo
 
 def test_the_recipes_are_found_by_name():
     assert {"two_tower_small", "two_tower_demo", "two_tower_tiny"} <= RECIPES.keys()
+
+
+def test_the_towers_of_7b_have_the_sizes_they_say():
+    whole, factors = (
+        sum(leaf.size for leaf in jax.tree.leaves(frozen.trained(RECIPES[name]().planned_step().params)))
+        for name in ("two_tower_llama2_7b", "two_tower_llama2_7b_lora")
+    )
+    assert f"{whole:,} parameters" in two_tower.two_tower_llama2_7b.__doc__
+    assert f"{factors:,} parameters" in two_tower.two_tower_llama2_7b_lora.__doc__
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -34,7 +44,7 @@ def test_a_recipe_lacks_its_paths_only(name):
     with pytest.raises(UsageError, match=r"add `--data\.folder DIR`"):
         job.check(mesh)
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, folder="somewhere"))
-    if job.towers.transformer is None:
+    if job.towers.transformer is None or job.towers.lora is not None:
         with pytest.raises(UsageError, match=r"add `--towers\.init-from DIR`"):
             job.check(mesh)
         job = job.starting_from("somewhere")

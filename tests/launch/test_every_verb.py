@@ -89,6 +89,8 @@ BAD_INPUT = [
     ("generate --model folder --prompt x --temperature -1", 2, "temperature=-1.0"),
     ("export hf --model none --out out", 3, "none"),
     ("export hf --model folder --out out", 3, "MANIFEST.json"),
+    ("export sentence-transformers --model none --out out", 3, "none"),
+    ("export sentence-transformers --model folder --out out", 3, "MANIFEST.json"),
     ("import hf none --out out", 3, "none"),
     ("import hf folder --out out", 3, "config.json"),
     ("plan diff none garbage", 3, "none: can't be read"),

@@ -163,6 +163,22 @@ def test_sources_that_make_no_search_are_refused(home, tmp_path):
         Retriever.load(home / "model", vectors=home / "bm25")
 
 
+def test_texts_are_encoded_with_the_model_and_with_one_alone(home, dense, mesh):
+    towers, docs = read_retriever(home / "model"), list(BeirFolder.open(home / "corpus").docs())[:3]
+    queries = ["alpha", "beta gamma"]
+    expected = encode_texts(towers.query, queries, mesh).vectors
+    passages = encode_texts(towers.document, [doc.passage for doc in docs], mesh).vectors
+    alone = Retriever.load(home / "model", mesh=mesh)
+    for retriever in (dense, alone):
+        np.testing.assert_array_equal(retriever.encode_queries(queries), expected)
+        np.testing.assert_array_equal(retriever.encode_documents(docs), passages)
+        np.testing.assert_array_equal(retriever.encode_documents([doc.passage for doc in docs]), passages)
+    with pytest.raises(UsageError, match="a model alone encodes texts"):
+        alone.search("alpha")
+    with pytest.raises(UsageError, match="there is no model to encode with"):
+        Retriever.load(Sources(bm25=home / "bm25"), mesh=mesh).encode_queries(queries)
+
+
 def test_bad_queries_are_refused(dense):
     with pytest.raises(UsageError, match="the query is empty"):
         dense.search("  ")

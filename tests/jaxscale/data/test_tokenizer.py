@@ -133,6 +133,30 @@ def test_pad_ids(wordpiece: Tokenizer, vocab_file: Path) -> None:
     assert Tokenizer.load(vocab_file).pad_id == 1
 
 
+@pytest.mark.parametrize("train", [Tokenizer.train_wordpiece, Tokenizer.train_bpe])
+def test_one_more_token_closes_every_text_also_one_that_is_cut(train, tmp_path: Path) -> None:
+    plain = train(TEXTS, 300)
+    end = plain.token_id("the") or plain.token_id("t")
+    closed = plain.closed_by(end)
+    texts = [*TEXTS[:4], ""]
+    for got, ids in zip(closed.encode_batch(texts, 50).ids, plain.encode_batch(texts, 50).ids, strict=True):
+        # An empty text has a token now, and needs no unknown one.
+        expected = ids.tolist() if plain.closing_ids or len(ids) > 1 else []
+        assert got.tolist() == [*expected, end]
+    cut = closed.encode_batch([TEXTS[0] * 5], 8)
+    assert len(cut.ids[0]) == 8
+    assert cut.ids[0][-1] == end
+    assert cut.num_truncated == 1
+    assert closed.closed_by(end) is closed
+    assert closed.fingerprint != plain.fingerprint
+    closed.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path).fingerprint == closed.fingerprint
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode(texts[0]).ids == closed.encode_batch(texts, 50).ids[0].tolist()
+    with pytest.raises(DataError, match="the tokenizer has no token 12345"):
+        plain.closed_by(12345)
+
+
 def test_decodes(wordpiece: Tokenizer) -> None:
     assert wordpiece.decode(wordpiece.encode_batch(["The Cat sat"], 10).ids[0]) == "the cat sat"
 

@@ -50,6 +50,8 @@ CONFIGS = {
     "mistral": {"model_type": "mistral", **LLAMA, "sliding_window": 24},
     "mixtral": {"model_type": "mixtral", **LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": {"model_type": "qwen2", **LLAMA, "use_sliding_window": False, "sliding_window": 4},
+    "qwen2-bare": {"model_type": "qwen2", **LLAMA, "architectures": ["Qwen2Model"]},
+    "llama-both-ways": {"model_type": "llama", **LLAMA, "architectures": ["LlamaModel"], "is_causal": False},
     "t5": {"model_type": "t5", **T5, "num_decoder_layers": 1},
     "t5-1.1": {"model_type": "t5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }

@@ -17,6 +17,7 @@ from jaxscale.interop.parity import our_scores
 from jaxscale.interop.tensor_files import INDEX_FILE, WEIGHTS_FILE, open_tensors
 from jaxscale.nn.families import palm_config
 from jaxscale.nn.functional import init_params
+from jaxscale.nn.headless import headless, headless_params
 from jaxscale.nn.model_folder import ModelFolder, load_model, save_model
 from tests.jaxscale.interop.small_folders import CONFIGS, GOLDEN, batch_of, summary, write_folder
 
@@ -152,6 +153,34 @@ def test_a_tensor_that_is_not_there_or_not_known(folder, tmp_path):
     with pytest.raises(DataError, match=r"unexpected tensor model\.layers\.2\.x of shape \[3\]"):
         convert(folder, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@of("llama")
+def test_a_folder_of_the_bare_model_opens_without_an_output(folder, tmp_path):
+    whole = import_model(folder)
+
+    def edit(tensors):
+        del tensors["lm_head.weight"]
+        for key in list(tensors):
+            tensors[key.removeprefix("model.")] = tensors.pop(key)
+
+    change_tensors(folder, edit)
+    bare = import_model(folder)
+    assert bare.transformer == headless(whole.transformer)
+    jax.tree.map(np.testing.assert_array_equal, bare.params, headless_params(whole.params))
+    convert(folder, tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["LlamaModel"]
+    assert set(open_tensors(tmp_path / "out")) == set(open_tensors(folder))
+
+
+@of("llama-both-ways")
+def test_one_that_reads_both_ways_is_written_as_such(folder, tmp_path):
+    model = import_model(folder)
+    assert model.transformer.kind == "encoder"
+    convert(folder, tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["is_causal"] is False
 
 
 @of("llama")

@@ -16,12 +16,15 @@ from jaxscale.train.placement import place
 from jaxscale.train.planned_step import derive_step
 from retrieval.towers.job import DualTowerJob
 from tests.retrieval.towers.small_pairs import tiny_job, write_pairs
-from tests.retrieval.towers.test_loading import write_model, write_retriever
+from tests.retrieval.towers.test_loading import write_decoder, write_model, write_retriever
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs") / "beir")
+
+
+NAMES = ("tokens", "mask")
 
 
 def starting_from(folder, model, **towers):
@@ -185,6 +188,22 @@ def test_starting_weights_are_the_models(folder, tmp_path):
         tower = apart.starting_params["towers"][side]
         jax.tree.map(np.testing.assert_array_equal, tower["transformer"], loaded)
         assert tower["projection"]["kernel"].shape == (8, 4)
+
+
+def test_a_decoder_starts_a_tower_without_its_output(folder, tmp_path):
+    model = write_decoder(tmp_path / "model")
+    job = starting_from(folder, model, pooling="last", append_end=True, both_ways=True, shared=False, projection_dim=4)
+    objective = job.objective()
+    end = objective.tokenizer.token_id("</s>")
+    batch = objective.batch(0)
+    for side in ("query", "document"):
+        tokens, mask = (batch[f"{side}_{name}"].reshape(-1, batch[f"{side}_{name}"].shape[-1]) for name in NAMES)
+        assert (np.take_along_axis(tokens, mask.sum(axis=1)[:, None] - 1, axis=1) == end).all()
+        assert "output" not in objective.starting_params["towers"][side]["transformer"]
+    assert objective.towers.query.transformer.kind == "encoder"
+    shapes = jax.eval_shape(objective.init_params, jax.random.key(0))
+    assert jax.tree.map(np.shape, objective.starting_params) == jax.tree.map(np.shape, shapes)
+    assert shapes == job.planned_step().params
 
 
 def test_the_identity_names_the_model_started_from(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Towers opened from every kind of folder, and what is refused."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError
 from jaxscale.nn import functional
-from jaxscale.nn.families import bert_config
+from jaxscale.nn.families import bert_config, decoder_config, t5_config
 from jaxscale.nn.model_folder import ModelFolder, SentenceSettings, save_model
 from retrieval.formats.beir import write_beir
 from retrieval.towers.encoder import Encoder, EncoderConfig
@@ -19,6 +21,17 @@ from tests.shared_data import shared_path
 TOKENIZER = Tokenizer.train_wordpiece(["some words to make pieces of", "some more words"] * 3, 60)
 TRANSFORMER = bert_config(
     num_layers=1, d_model=8, num_heads=2, d_ff=16, vocab_size=60, max_positions=12, dropout_rate=0.0
+)
+BYTES = Tokenizer.train_bpe(["some words to make pieces of", "some more words"] * 3, 280)
+DECODER = decoder_config(
+    num_layers=1,
+    d_model=8,
+    num_heads=2,
+    num_kv_heads=1,
+    d_ff=16,
+    vocab_size=300,
+    max_positions=12,
+    tied_output=False,
 )
 SETTINGS = SentenceSettings(
     pooling="cls", normalize=False, max_length=10, query_prefix="ask: ", document_prefix="tell: "
@@ -64,6 +77,52 @@ def test_overrides_win_over_a_models_settings(tmp_path):
     assert towers.document.config.prefix == "tell: "
     assert towers.contract.score == "cosine"
     assert towers.contract.space != load_towers(path).contract.space
+
+
+def write_decoder(path, tokenizer=BYTES):
+    save_model(
+        path,
+        ModelFolder(
+            config=DECODER,
+            params=random_params(lambda key: functional.init_params(DECODER, key)),
+            tokenizer=tokenizer,
+            settings=None,
+            provenance={},
+        ),
+    )
+    return path
+
+
+def test_a_decoder_is_used_without_its_output_and_with_the_token_that_ends_texts(tmp_path):
+    path = write_decoder(tmp_path / "model")
+    as_it_is = load_towers(path).query
+    assert as_it_is.config.transformer.headless
+    assert "output" not in as_it_is.params["transformer"]
+    towers = load_towers(path, overrides=EncoderOverrides(pooling="last", append_end=True, both_ways=True))
+    assert towers.query.config.transformer.kind == "encoder"
+    end = BYTES.token_id("</s>")
+    long, short = towers.query.tokenize(["some words and more words and some more words", "some"]).ids
+    assert (len(long), long[-1], short[-1]) == (12, end, end)
+    assert end not in as_it_is.tokenize(["some"]).ids[0]
+    assert len({load_towers(path).contract.space, towers.contract.space}) == 2
+
+
+def test_an_end_that_the_tokenizer_lacks_is_refused(tmp_path):
+    spec = json.loads(BYTES.to_json().replace("</s>", "<|stop|>"))
+    path = write_decoder(tmp_path / "model", Tokenizer(spec))
+    with pytest.raises(DataError, match=r"append_end=True, but the tokenizer of .* has no token that ends texts"):
+        load_towers(path, overrides=EncoderOverrides(append_end=True))
+
+
+def test_an_encoder_decoder_is_no_tower(tmp_path):
+    config = t5_config(num_layers=1, d_model=8, num_heads=2, head_dim=4, d_ff=8, vocab_size=300, max_positions=12)
+    params = random_params(lambda key: functional.init_params(config, key))
+    save_model(
+        tmp_path / "t5",
+        ModelFolder(config=config, params=params, tokenizer=BYTES, settings=None, provenance={}),
+    )
+    with pytest.raises(UsageError, match="the model is an encoder-decoder"):
+        load_towers(tmp_path / "t5")
 
 
 def test_a_retriever_cannot_be_overridden(tmp_path):

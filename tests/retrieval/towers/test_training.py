@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.two_tower import two_tower_decoder_tiny
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.plan import batch_sharded, replicated
 from jaxscale.train.loop import train
@@ -87,6 +88,18 @@ def test_losses_with_pinned_activations_are_those_of_one_device(folder, more):
     assert runs.placed(objective, job.training, mesh).plan.activations
     alone, spread = (runs.losses(objective, job.training, text, 3) for text in ("data=1", mesh))
     np.testing.assert_allclose(spread, alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_decoder_towers_learn_too(folder, tmp_path):
+    decoder = two_tower_decoder_tiny().towers
+    job = tiny_job(folder, towers=vars(decoder), training={"num_steps": 40})
+    result = train(job.objective(), job.training, job.operation, tmp_path / "run")
+    losses = [row["loss"] for row in rows_of(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    towers = load_towers(tmp_path / "run")
+    assert towers.query.config.transformer.headless
+    assert result.best.value > 0.1
 
 
 def test_prefixes_and_separate_towers_reach_the_vectors(folder):
