@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from jaxscale.errors import DataError, UsageError
+from jaxscale.errors import DataError
 from jaxscale.store import commit
 from retrieval.contract import EmbeddingContract
 from retrieval.encode import ComputeDtype, TextEncoder
@@ -61,9 +61,7 @@ class Miner:
                 f"corpus to mine is {corpus[:12]}; embed it with `jaxscale embed`, or leave --vectors out"
             )
         self.mining.check_corpus(len(source.docs))
-        highest = self.mining.max_score
-        if self.contract.score == "cosine" and highest is not None and not -1 <= highest <= 1:
-            raise UsageError(f"max_score={highest} must be between -1 and 1, as the scores are cosines")
+        self.mining.check_scores(self.contract.score)
         return NegativesDescription(
             mining=self.mining,
             contract=self.contract,

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int, Int32, Int64
 from jaxscale.data.permutation import Permutation, fold_seed
 from jaxscale.errors import UsageError
 from jaxscale.store.failpoints import failpoint
+from retrieval.contract import Score
 from retrieval.search.exact import ExactSearcher
 from retrieval.search.topk import inner_products
 from retrieval.towers.near_duplicates import LOWEST_JACCARD, duplicate_groups
@@ -88,6 +89,16 @@ class Mining:
             raise UsageError(
                 f"depth={self.depth} is more than the {num_documents} documents of the corpus; use at most that"
             )
+
+    def check_scores(self, score: Score) -> None:
+        """Refuses a `max_score` that no score can reach, or that all do.
+
+        Raises:
+          UsageError: it is no cosine, where the scores are.
+        """
+        highest = self.max_score
+        if score == "cosine" and highest is not None and not -1 <= highest <= 1:
+            raise UsageError(f"max_score={highest} must be between -1 and 1, as the scores are cosines")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
