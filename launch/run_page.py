@@ -15,7 +15,7 @@ from jaxscale.observe.metrics import read_metrics
 from jaxscale.observe.units import format_bytes, format_seconds
 from jaxscale.sharding.plan import ShardingPlan
 from jaxscale.train.events import read_events
-from jaxscale.train.run_folder import read_job
+from jaxscale.train.run_folder import JOB_FILE, read_job
 
 # What a start of the run begins with, and what it ends with where nobody killed it.
 _BEGINNINGS = ("started", "resumed", "forked")
@@ -38,7 +38,11 @@ def write_run_page(run: Path, path: Path) -> None:
     job = read_job(run)
     rows, events = read_metrics(run), read_events(run)
     if not any("loss" in row for row in rows):
-        raise DataError(f"{run}: no step is logged yet; try again once the first one is done")
+        inner = ", ".join(sorted(file.parent.name for file in run.glob(f"*/{JOB_FILE}")))
+        advice = (
+            f"it is a folder of several runs: name one of {inner}" if inner else "try again once the first one is done"
+        )
+        raise DataError(f"{run}: no step is logged yet; {advice}")
     plan = plan_table(run, "Where each array lives")
     report.write_report(path, run_report(run.name, job.identity, rows, events, plan))
 

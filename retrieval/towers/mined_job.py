@@ -56,14 +56,14 @@ class MinedTowerJob:
                 f"data.hard_negatives={self.data.hard_negatives!r} is given, but the rounds mine their own; leave it "
                 "empty, and say how many in rounds.num_hard_negatives"
             )
+        # The last round's batches have mined negatives, whatever the first one's have.
+        for job in (job_of_round(self._plain(), self.rounds, 0, _NOWHERE), self._with_negatives()):
+            job.check(mesh)
         if self.rounds.mine_first and not self.towers.init_from:
             raise UsageError(
                 "rounds.mine_first mines with the model that the job starts from, and towers.init_from is not given; "
                 "add `--towers.init-from DIR`"
             )
-        # The last round's batches have mined negatives, whatever the first one's have.
-        for job in (job_of_round(self._plain(), self.rounds, 0, _NOWHERE), self._with_negatives()):
-            job.check(mesh)
 
     def starting_from(self, path: str) -> Self:
         """The job with the transformer, tokenizer and weights of the folder at `path` to start from."""

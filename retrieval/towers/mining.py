@@ -40,8 +40,9 @@ class Mining:
       depth: documents looked at for each query, the best by exact search.
       skip_first: the best of them that are passed over.
       max_score: what scores above it is dropped; None for no such rule.
-      max_of_positive: what scores at least this part of the lowest score of the query's positives is dropped, in
-        (0, 1]; None for no such rule. .95 is what NV-Retriever found best.
+      max_of_positive: what scores at least this part of the lowest score p of the query's positives is dropped, in
+        (0, 1], with the same distance from p where p is negative; None for no such rule. .95 is what NV-Retriever
+        found best.
       duplicate_jaccard: what is a near-duplicate of a positive to this degree is dropped, in [0.5, 1]; see
         `retrieval.towers.near_duplicates`. None for no such rule.
       sampling: of what is left the best (`top`), or any (`uniform`).
@@ -254,7 +255,7 @@ def first_refusals(
         "max_score": never if mining.max_score is None else scores.astype(np.float64) > mining.max_score,
         "max_of_positive": never
         if mining.max_of_positive is None
-        else scores.astype(np.float64) >= mining.max_of_positive * lowest_positive,
+        else scores.astype(np.float64) >= lowest_positive - (1 - mining.max_of_positive) * abs(lowest_positive),
     }
     return np.argmax(np.stack([*(refused[rule] for rule in RULES), ~never]), axis=0)
 

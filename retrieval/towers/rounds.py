@@ -160,8 +160,8 @@ def _begun(
     folder.write_job(described)
     if not read_events(out):
         folder.events.write("started", identity_sha256=described.identity_sha256)
-    if rounds.mine_first and not commit.is_committed(_start_of(out)):
-        first.export(first.starting_params or {}, _start_of(out))
+    if rounds.mine_first and first.starting_params is not None and not commit.is_committed(_start_of(out)):
+        first.export(first.starting_params, _start_of(out))
     return _RoundLoop(job, rounds, source, folder)
 
 

@@ -79,7 +79,9 @@ def plain_mine(source, queries, documents, mining):
                 counts["duplicate"] += 1
             elif mining.max_score is not None and scores[row] > mining.max_score:
                 counts["max_score"] += 1
-            elif mining.max_of_positive is not None and scores[row] >= mining.max_of_positive * lowest:
+            elif mining.max_of_positive is not None and scores[row] >= (
+                lowest * mining.max_of_positive if lowest > 0 else lowest * (2 - mining.max_of_positive)
+            ):
                 counts["max_of_positive"] += 1
             else:
                 left.append(row)

@@ -214,7 +214,7 @@ def test_what_does_not_suit_the_data_is_refused_before_anything_is_written(folde
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fork_of_several_runs_and_a_replay_of_them_are_refused(whole, folder, tmp_path, capsys):
+def test_a_fork_a_replay_and_a_report_of_several_runs_are_refused(whole, folder, tmp_path, capsys):
     words = ["--data.folder", str(folder), "--fork-from", str(whole[0] / "round-0")]
     assert main(["train", RECIPE, "--out", str(tmp_path / "run"), *words]) == 2
     assert "a job of several runs" in capsys.readouterr().err
@@ -225,3 +225,6 @@ def test_a_fork_of_several_runs_and_a_replay_of_them_are_refused(whole, folder, 
     (again / "job.json").write_text(json.dumps(job))
     assert main(["replay", str(again), "--step", "1"]) == 2
     assert "is a folder of several runs" in capsys.readouterr().err
+    assert main(["report", str(again)]) == 3
+    assert "it is a folder of several runs: name one of round-0, round-1" in capsys.readouterr().err
+    assert main(["report", str(again / "round-1")]) == 0
