@@ -33,16 +33,15 @@ def write_run_page(run: Path, path: Path) -> None:
       path: the file to write.
 
     Raises:
-      DataError: there is no run, or it has logged nothing yet.
+      DataError: there is no run, it has logged nothing yet, or there are several.
     """
     job = read_job(run)
+    runs = sorted(file.parent.name for file in run.glob(f"*/{JOB_FILE}"))
+    if runs:
+        raise DataError(f"{run}: is a folder of several runs; name one of them: {', '.join(runs)}")
     rows, events = read_metrics(run), read_events(run)
     if not any("loss" in row for row in rows):
-        inner = ", ".join(sorted(file.parent.name for file in run.glob(f"*/{JOB_FILE}")))
-        advice = (
-            f"it is a folder of several runs: name one of {inner}" if inner else "try again once the first one is done"
-        )
-        raise DataError(f"{run}: no step is logged yet; {advice}")
+        raise DataError(f"{run}: no step is logged yet; try again once the first one is done")
     plan = plan_table(run, "Where each array lives")
     report.write_report(path, run_report(run.name, job.identity, rows, events, plan))
 

@@ -1,8 +1,8 @@
 """Hard negatives: which documents that score high for a query are kept as its negatives, and by which rule the rest go.
 
 Reference: de Souza Moreira et al. 2024, NV-Retriever, https://arxiv.org/abs/2407.15831, section 3 (margins that depend
-on the positive's score); windows of ranks: Xiong et al. 2020, ANCE, https://arxiv.org/abs/2007.00808, section 5; Qu et
-al. 2020, RocketQA, https://arxiv.org/abs/2010.08191, section 3.2.
+on the positive's score). Windows of ranks are those of ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808) and
+RocketQA (Qu et al. 2020, https://arxiv.org/abs/2010.08191).
 """
 
 import collections
@@ -152,18 +152,18 @@ def mine(
     """
     mining.check_corpus(len(documents))
     searcher = ExactSearcher(documents, mesh)
-    miner = _Miner(source, documents, mining)
+    chooser = _Chooser(source, documents, mining)
     query_ids = list(source.qrels)
     negatives: list[Negatives] = []
     for start in range(0, len(query_ids), _QUERIES_AT_ONCE):
         block = slice(start, start + _QUERIES_AT_ONCE)
         found = searcher.search(queries[block], mining.depth)
         failpoint("mining.searched")
-        negatives += map(miner.of_query, query_ids[block], queries[block], found.rows, found.scores)
-    return Mined(negatives=negatives, counts=miner.all_counts())
+        negatives += map(chooser.of_query, query_ids[block], queries[block], found.rows, found.scores)
+    return Mined(negatives=negatives, counts=chooser.all_counts())
 
 
-class _Miner:
+class _Chooser:
     """Chooses query by query, and counts."""
 
     def __init__(self, source: PairSource, documents: Float32[np.ndarray, "N E"], mining: Mining) -> None:

@@ -226,5 +226,5 @@ def test_a_fork_a_replay_and_a_report_of_several_runs_are_refused(whole, folder,
     assert main(["replay", str(again), "--step", "1"]) == 2
     assert "is a folder of several runs" in capsys.readouterr().err
     assert main(["report", str(again)]) == 3
-    assert "it is a folder of several runs: name one of round-0, round-1" in capsys.readouterr().err
+    assert "is a folder of several runs; name one of them: round-0, round-1" in capsys.readouterr().err
     assert main(["report", str(again / "round-1")]) == 0
