@@ -10,7 +10,10 @@ from jaxscale.train.job import Operation, TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 from retrieval.towers.job import DualTowerJob
 from retrieval.towers.loss import Contrastive
+from retrieval.towers.mined_job import MinedTowerJob
+from retrieval.towers.mining import Mining
 from retrieval.towers.pairs import PairData
+from retrieval.towers.rounds import Rounds
 from retrieval.towers.start import Towers
 
 
@@ -48,6 +51,47 @@ def two_tower_small() -> DualTowerJob:
             compute_dtype="bfloat16",
         ),
         operation=Operation(checkpoint_every_steps=200, eval_every_steps=200, best_metric="sample_nDCG@10"),
+    )
+
+
+def two_tower_minilm() -> MinedTowerJob:
+    """all-MiniLM-L6-v2, or another small sentence encoder, fine-tuned on hard negatives that it mines itself first.
+
+    Command: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 jaxscale train two_tower_minilm --data.folder BEIR
+      --init-from all-MiniLM-L6-v2 --out RUN
+    `--rounds.num-rounds 2` has the trained model mine once more, and trains as long again.
+    Hardware: 2 CPU cores with bfloat16 dot products, 5 GB of memory (measured at its peak: 4.4; 7.1 with 64 pairs a
+      step); made for about 23,000 passages and 41,000 questions.
+    Time: planned for 60 minutes, a fifth of them for mining, and not measured whole: 17,920 pairs, each with a mined
+      negative, .4 of an epoch. On cores shared with five other processes a step of 32 pairs took 9 s.
+    Expected: never trained to its end. The temperature is the scale of 20 that the model was trained with; the margin,
+      .95 of the positive's score, is that of de Souza Moreira et al. 2024, section 3, https://arxiv.org/abs/2407.15831.
+    """
+    return MinedTowerJob(
+        towers=Towers(dropout_rate=0.0),
+        data=PairData(
+            query_buckets=(32,),
+            document_buckets=(128,),
+            num_dev_queries=512,
+            num_dev_documents=2048,
+            duplicate_jaccard=0.8,
+        ),
+        contrastive=Contrastive(temperature=0.05, symmetric=True),
+        training=TrainingIdentity(
+            num_steps=560,
+            global_batch_size=32,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(kind="linear", peak_learning_rate=3e-5, warmup_steps=50, decay_steps=560)
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(checkpoint_every_steps=70, eval_every_steps=280, best_metric="sample_nDCG@10"),
+        rounds=Rounds(
+            num_rounds=1,
+            mine_first=True,
+            num_hard_negatives=1,
+            mining=Mining(num_negatives=8, depth=50, max_of_positive=0.95),
+        ),
     )
 
 

@@ -49,6 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "a retriever -> a folder that sentence-transformers loads",
     ),
     "embed": ("embed", "a corpus -> committed vectors"),
+    "mine": ("mine", "a retriever and a corpus -> committed hard negatives to train with"),
     "index build": ("index_build", "committed vectors -> a committed index with its measured recall"),
     "search": ("search", "one query or a file of them -> hits or a TREC run"),
     "eval": ("eval", "a run and qrels -> metrics with confidence intervals"),
@@ -72,7 +73,7 @@ _WARNINGS, _ERRORS = "1", "2"
 _TRAINING_VERBS = frozenset({"train", "replay"})
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
-_ENCODING_VERBS = frozenset({"embed", "demo"})
+_ENCODING_VERBS = frozenset({"embed", "mine", "demo"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from jaxscale.observe.metrics import read_metrics
 from jaxscale.observe.units import format_bytes, format_seconds
 from jaxscale.sharding.plan import ShardingPlan
 from jaxscale.train.events import read_events
-from jaxscale.train.run_folder import read_job
+from jaxscale.train.run_folder import JOB_FILE, read_job
 
 # What a start of the run begins with, and what it ends with where nobody killed it.
 _BEGINNINGS = ("started", "resumed", "forked")
@@ -33,9 +33,12 @@ def write_run_page(run: Path, path: Path) -> None:
       path: the file to write.
 
     Raises:
-      DataError: there is no run, or it has logged nothing yet.
+      DataError: there is no run, it has logged nothing yet, or there are several.
     """
     job = read_job(run)
+    runs = sorted(file.parent.name for file in run.glob(f"*/{JOB_FILE}"))
+    if runs:
+        raise DataError(f"{run}: is a folder of several runs; name one of them: {', '.join(runs)}")
     rows, events = read_metrics(run), read_events(run)
     if not any("loss" in row for row in rows):
         raise DataError(f"{run}: no step is logged yet; try again once the first one is done")

@@ -11,6 +11,7 @@ from jaxscale.errors import UsageError, VerificationError
 from jaxscale.mesh import mesh_from_text, spec_of
 from jaxscale.train.replay import replay
 from jaxscale.train.run_folder import read_job
+from jaxscale.train.several_runs import SeveralRuns
 from launch.cli import parse
 from launch.verbs import train
 
@@ -41,6 +42,11 @@ class Command:
                 "jaxscale.train.replay.replay takes the job from Python"
             )
         job = parse("train", train, list(words)).resolved_job()
+        if isinstance(job, SeveralRuns):
+            raise UsageError(
+                f"{self.run_folder} is a folder of several runs, and none of them alone is what its command trains; "
+                "jaxscale.train.replay.replay takes the job of one from Python"
+            )
         job.check(spec_of(mesh_from_text(job.operation.mesh)))
         found = replay(job.objective(), job.training, job.operation, self.run_folder, self.step)
         for change in found.environment_changes:

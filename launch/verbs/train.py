@@ -9,11 +9,13 @@ import tyro
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import mesh_from_text, spec_of
+from jaxscale.observe.heartbeat import Heartbeat
 from jaxscale.train.job import Job
 from jaxscale.train.loop import train
 from jaxscale.train.result import TrainResult
 from jaxscale.train.resume import Fork
 from jaxscale.train.run_folder import JOB_FILE
+from jaxscale.train.several_runs import SeveralRuns
 from jaxscale.train.signals import StopSignals
 from launch.processes import is_first_process, joined
 
@@ -58,7 +60,8 @@ class Command:
         Raises:
           UsageError: the recipe is of something that is not trained.
         """
-        if not all(hasattr(job, part) for part in ("training", "operation", "objective")):
+        has_parts = all(hasattr(job, part) for part in ("training", "operation"))
+        if not has_parts or not (hasattr(job, "objective") or isinstance(job, SeveralRuns)):
             raise UsageError(_not_to_train(name, job))
         return cls(out=tyro.MISSING, job=job)
 
@@ -67,31 +70,48 @@ class Command:
         if self.fork_from and self.init_from:
             raise UsageError("--fork-from and --init-from both say what the run begins with; give one of them")
         with StopSignals() as stop, joined() as heartbeat:
-            with stop.hold(lambda: "training had not begun, so there was nothing to save"):
+            with stop.hold(_nothing_to_save):
                 job = self.resolved_job()
                 job.check(spec_of(mesh_from_text(job.operation.mesh)))
-                objective = job.objective()
-            fork = Fork.parse(self.fork_from) if self.fork_from else None
-            result = train(
-                objective,
-                job.training,
-                job.operation,
-                self.out,
-                fork=fork,
-                stop=stop,
-                command=self.words,
-                heartbeat=heartbeat,
-            )
+            if isinstance(job, SeveralRuns):
+                result = self._train_several(job, stop, heartbeat)
+            else:
+                result = self._train(job, stop, heartbeat)
         if is_first_process():
             print(_summary(result))
         return {"out": str(self.out), **typed_json.encode(result)}
 
-    def resolved_job(self) -> Job:
+    def _train(self, job: Job, stop: StopSignals, heartbeat: Heartbeat | None) -> TrainResult:
+        with stop.hold(_nothing_to_save):
+            objective = job.objective()
+        return train(
+            objective,
+            job.training,
+            job.operation,
+            self.out,
+            fork=Fork.parse(self.fork_from) if self.fork_from else None,
+            stop=stop,
+            command=self.words,
+            heartbeat=heartbeat,
+        )
+
+    def _train_several(self, job: SeveralRuns, stop: StopSignals, heartbeat: Heartbeat | None) -> TrainResult:
+        if self.fork_from:
+            raise UsageError(f"--fork-from {self.fork_from}: a job of several runs begins none of them with a state")
+        return job.train_in(self.out, stop=stop, command=self.words, heartbeat=heartbeat)
+
+    def resolved_job(self) -> Job | SeveralRuns:
         """The job with the verb's own flags put into it."""
         given = {name: value for name in ("mesh", "profile") if (value := getattr(self, name))}
         job = dataclasses.replace(self.job, operation=dataclasses.replace(self.job.operation, **given))
-        resolved: Job = job.starting_from(str(_model_folder(Path(self.init_from)))) if self.init_from else job
+        resolved: Job | SeveralRuns = (
+            job.starting_from(str(_model_folder(Path(self.init_from)))) if self.init_from else job
+        )
         return resolved
+
+
+def _nothing_to_save() -> str:
+    return "training had not begun, so there was nothing to save"
 
 
 def _not_to_train(name: str, job: Any) -> str:

@@ -20,6 +20,7 @@ from retrieval.towers.chunks import check_chunks
 from retrieval.towers.dev import make_dev_set, metric_names
 from retrieval.towers.encoder import TowerPair
 from retrieval.towers.loss import Contrastive
+from retrieval.towers.negatives_folder import negatives_file
 from retrieval.towers.negatives_traffic import NegativesTraffic
 from retrieval.towers.objective import DualTowerObjective
 from retrieval.towers.pair_loss import PairLoss
@@ -152,9 +153,10 @@ class DualTowerJob:
         data = typed_json.encode(self.data)
         del data["folder"]
         data["corpus"] = source.sha256
-        for name in ("hard_negatives", "clusters"):
-            if path := getattr(self.data, name):
-                data[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if self.data.hard_negatives:
+            data["hard_negatives"] = _sha256(negatives_file(Path(self.data.hard_negatives)))
+        if self.data.clusters:
+            data["clusters"] = _sha256(Path(self.data.clusters))
         towers = typed_json.encode(self.towers)
         del towers["transformer"]
         towers["init_from"] = start.sha256
@@ -226,3 +228,7 @@ def _given(folder: str) -> Path:
     if not folder:
         raise UsageError("data.folder is not given; add `--data.folder DIR`, a BEIR folder with the pairs")
     return Path(folder)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,6 +13,7 @@ from jaxscale.data.lines import read_lines
 from jaxscale.data.permutation import Permutation, fold_seed
 from jaxscale.errors import DataError
 from retrieval.towers.in_batch import NO_DOCUMENT
+from retrieval.towers.negatives_folder import negatives_file, require_same_corpus
 from retrieval.towers.pairs import PairSource
 
 
@@ -81,11 +82,12 @@ def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negativ
 
     Args:
       source: the texts and judgements.
-      hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`, or None.
+      hard_negatives: a negatives folder, or a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; or None.
       num_hard_negatives: how many each query must have there.
 
     Raises:
-      DataError: the file names a document that is not in the corpus, or a query has too few.
+      DataError: they are of another corpus, name a document that is not in it, or a query has too few.
+      VerificationError: the folder is damaged.
     """
     query_ids = list(source.qrels)
     positives = [[source.doc_rows[doc] for doc in source.qrels[query]] for query in query_ids]
@@ -106,14 +108,16 @@ class _NegativesLine:
 
     query_id: str
     doc_ids: list[str]
+    # Of the model that mined them; training asks for none.
+    scores: tuple[float, ...] = typed_json.added(())
 
 
 def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, Int[np.ndarray, "_"]]:
-    if not path.is_file():
-        raise DataError(f"hard_negatives: there is no file {str(path)!r}")
+    file = negatives_file(path)
+    require_same_corpus(path, source)
     found: dict[str, Int[np.ndarray, "_"]] = {}
-    for number, text in read_lines(path):
-        where = f"{path}:{number}"
+    for number, text in read_lines(file):
+        where = f"{file}:{number}"
         try:
             line = typed_json.decode(_NegativesLine, json.loads(text), where)
         except ValueError as error:

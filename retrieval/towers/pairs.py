@@ -22,7 +22,8 @@ class PairData:
       folder: a BEIR folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
       split: the split whose (query, relevant document) pairs are trained on.
       dev_split: the split whose queries tell the best checkpoint.
-      hard_negatives: a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; empty for none.
+      hard_negatives: a folder that `jaxscale mine` wrote, or a jsonl file of `{"query_id": ..., "doc_ids": [...]}`;
+        empty for none.
       num_hard_negatives: documents taken of it per query and step.
       hard_negative_draws: which of a query's they are: others at every `step`, or, by `epoch`, all but these dropped in
         an epoch, and none taken again before all that can be have had their turn.
