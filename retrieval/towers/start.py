@@ -116,6 +116,11 @@ def planned_towers(towers: Towers, max_lengths: tuple[int, int]) -> TowerPair:
 
 def _from_model(towers: Towers, max_lengths: tuple[int, int], model: LoadedTowers, seed: int) -> Start:
     pair = _pair_like(towers, max_lengths, model)
+    if not model.one_tokenizer:
+        raise UsageError(
+            f"the query tower of {towers.init_from} has a tokenizer of its own, and two towers are trained with one; "
+            "start from the retriever that it was distilled from"
+        )
     tokenizer = model.document.tokenizer
     return Start(
         towers=pair,

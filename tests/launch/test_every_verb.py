@@ -33,7 +33,8 @@ def words_of(verb):
         "replay": "folder",
         "report": "folder",
         "verify": "folder",
-    } | dict.fromkeys(RECIPE_VERBS, RECIPE)
+    }
+    behind = dict.fromkeys(RECIPE_VERBS, RECIPE) | {"distill": "distill_query_tower_tiny"} | behind
     return [*verb.split(), *behind.get(verb, "").split()]
 
 
@@ -112,6 +113,11 @@ BAD_INPUT = [
     ("report folder", 3, "job.json"),
     ("verify none", 3, "none"),
     ("verify folder", 3, "nothing committed"),
+    ("distill two_tower_tiny --out out", 2, "distils no query tower"),
+    ("distill distill_query_tower_tiny --out out", 2, "data.folder is not given"),
+    ("distill distill_query_tower_tiny --out out --data.folder folder", 2, "teacher.retriever is not given"),
+    ("distill distill_query_tower_tiny --out out --data.folder folder --teacher.retriever none", 3, "none"),
+    ("distill distill_query_tower_tiny --out folder/x --data.folder folder --student.num-layers 0", 2, "num_layers=0"),
     ("doctor --at none", 4, "not fit to run"),
 ]
 
