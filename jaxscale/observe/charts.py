@@ -7,6 +7,7 @@ is a pure function of its data: no date, and ids that are hashes of what they na
 import io
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -34,6 +35,8 @@ _PX_PER_INCH = 72  # the SVG backend's unit, so that one unit of a drawing is on
 _LINE_CHART_HEIGHT_PX = 270
 _ROW_PX = 18  # a row of labels above a chart
 _LABEL_PX = 6.8  # about the width of a character of such a label
+
+_STYLE = Path(__file__).with_name("report.css")
 
 # Above this number of points a curve is drawn as a moving mean over its faint points.
 _MANY_POINTS = 60
@@ -101,6 +104,47 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, x_label: 
         axes.spines["bottom"].set_visible(False)
 
     return _figure(draw, height_px=60 + 46 * len(rows), description=description)
+
+
+def scatter_chart(points: Sequence[tuple[str, float, float]], *, x_label: str, y_label: str, description: str) -> Html:
+    """A named dot for each pair of values, the best of both towards the upper right.
+
+    Args:
+      points: name, x and y.
+      x_label: what x is.
+      y_label: what y is.
+      description: the chart in words, for those who do not see it.
+    """
+
+    def draw(axes: Axes, width_px: int) -> None:
+        middle = (min(x for _, x, _ in points) + max(x for _, x, _ in points)) / 2
+        for name, x, y in points:
+            axes.plot([x], [y], "o", color=_SERIES[0], markersize=8)
+            side, shift = ("left", 9) if x <= middle else ("right", -9)
+            axes.annotate(
+                _short(name, width_px), (x, y), (shift, 0), textcoords="offset points", ha=side, va="center", color=_INK
+            )
+        axes.margins(0.12)
+        axes.set_title(_short(y_label, width_px), loc="left", color=_MUTED, fontsize=12, pad=10)
+        axes.set_xlabel(_short(x_label, width_px), color=_MUTED)
+        axes.grid(color=_RULE, linewidth=1)
+
+    return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
+
+
+def picture(chart: Html) -> str:
+    """The wide drawing of a chart as an SVG file that needs nothing beside it and follows light and dark.
+
+    Args:
+      chart: as a function of this module returns it.
+    """
+    drawing = chart[chart.index("<svg") : chart.index("</svg>") + len("</svg>")]
+    start = drawing.index(">") + 1
+    rules = _STYLE.read_text(encoding="utf-8")
+    variables = rules[: rules.index("\n* {")]
+    style = element("style", Html(variables + "\nsvg { background: var(--paper); font-family: var(--sans); }\n"))
+    head = drawing[: start - 1] + ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return head + style + drawing[start:] + "\n"
 
 
 def moving_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:

@@ -42,11 +42,7 @@ class Command(train.Command):
         Raises:
           UsageError: the recipe distils nothing.
         """
-        if not isinstance(job, DistillationJob):
-            raise UsageError(
-                f"recipe {name!r} gives a {type(job).__name__}, which distils no query tower; use distill_query_tower, "
-                f"or `jaxscale train {name}`"
-            )
+        require_distillation(name, job)
         return super().for_recipe(name, job)
 
     def resolved_job(self) -> DistillationJob:
@@ -73,3 +69,16 @@ class Command(train.Command):
         for name, identity in before.items():
             print(f"{name} unchanged: {identity[:16]}")
         return {**report, "frozen": frozen}
+
+
+def require_distillation(name: str, job: Any) -> None:
+    """Refuses a recipe's job that distils nothing.
+
+    Raises:
+      UsageError: it is another kind of job.
+    """
+    if not isinstance(job, DistillationJob):
+        raise UsageError(
+            f"recipe {name!r} gives a {type(job).__name__}, which distils no query tower; use distill_query_tower, or "
+            f"`jaxscale train {name}`"
+        )
