@@ -16,12 +16,14 @@ def distill_query_tower() -> DistillationJob:
 
     Command: jaxscale distill distill_query_tower --teacher.retriever RUN --teacher.vectors VECTORS --data.folder BEIR
       --student.num-layers 3 --out STUDENT
-    Hardware, time, expected: not measured yet. 800 steps are 10 passes over 41,000 queries.
+    Hardware, time, expected: not measured as a whole. 800 steps are 10 passes over 41,000 queries; a step of 3 layers
+      of 384 dims and 16 tokens took 1.2 s at best on 2 CPU cores with bfloat16 dot products and much other work. The
+      buckets are for questions of 13 tokens in the mean, 99 % of them of at most 25.
     """
     return DistillationJob(
         teacher=Teacher(),
         student=Student(num_layers=3),
-        data=QueryData(query_buckets=(8, 16, 24, 32)),
+        data=QueryData(query_buckets=(12, 16, 20, 32)),
         loss=LossWeights(),
         training=TrainingIdentity(
             num_steps=800,

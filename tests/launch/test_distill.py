@@ -20,21 +20,22 @@ def home(tmp_path_factory):
 def distill(home, out, *words, recipe=RECIPE):
     given = [
         *("--teacher.retriever", home / "teacher", "--data.folder", home / "beir", "--mesh", "data=1@0"),
-        *("--operation.compile-cache", "off", "--training.num-steps", 20, "--data.query-buckets", 16),
+        *("--operation.compile-cache", home / "compiled", "--training.num-steps", 20, "--data.query-buckets", 16),
     ]
     return main([str(word) for word in ("distill", recipe, "--out", out, *given, *words)])
 
 
-def tree(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def frozen_bytes(home):
+    folders = [home / name for name in ("teacher", "vectors", "index")]
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_student_searches_the_index_and_the_report_says_that_nothing_frozen_changed(home, tmp_path, capsys):
     frozen = ("--teacher.vectors", home / "vectors", "--teacher.index", home / "index")
-    before = tree(home)
+    before = frozen_bytes(home)
     report = tmp_path / "report.json"
     assert distill(home, tmp_path / "run", *frozen, "--json", report) == 0
-    assert tree(home) == before
+    assert frozen_bytes(home) == before
     said = json.loads(report.read_text())
     identities = {name: commit.open_committed(home / name).manifest.identity for name in ("vectors", "index")}
     assert said["frozen"] == {"before": identities, "after": identities}
@@ -54,6 +55,11 @@ def test_the_student_searches_the_index_and_the_report_says_that_nothing_frozen_
     assert main([str(word) for word in asked]) == 0
     assert distill(home, tmp_path / "run", *frozen) == 0
     assert "nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_step_can_be_replayed(home, tmp_path):
+    assert distill(home, tmp_path / "run") == 0
     assert main(["replay", str(tmp_path / "run"), "--step", "2"]) == 0
 
 

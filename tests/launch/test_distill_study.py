@@ -24,7 +24,7 @@ def home(tmp_path_factory):
 def study(home, out, *words):
     given = [
         *("--teacher.retriever", home / "teacher", "--data.folder", home / "beir", "--mesh", "data=1@0"),
-        *("--operation.compile-cache", "off", "--training.num-steps", 10, "--data.query-buckets", 16),
+        *("--operation.compile-cache", home / "compiled", "--training.num-steps", 10, "--data.query-buckets", 16),
         *("--teacher.vectors", home / "vectors", "--test-split", "train", "--num-timed", 32),
     ]
     return main([str(word) for word in ("distill", "study", "distill_query_tower_tiny", "--out", out, *given, *words)])

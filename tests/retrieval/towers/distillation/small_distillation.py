@@ -69,7 +69,8 @@ def small_job(home: Path, out: Path, **changes) -> DistillationJob:
     given = {
         "teacher": {"retriever": str(home / "teacher"), "vectors": str(home / "vectors")},
         "data": {"folder": str(home / "beir"), "query_buckets": (16,)},
-        "operation": {"compile_cache": "off", "mesh": "data=1@0"},
+        # A cache for all jobs of the home: most steps of the tests are the same.
+        "operation": {"compile_cache": str(home / "compiled"), "mesh": "data=1@0"},
     }
     for part in given.keys() | changes.keys():
         fields = given.get(part, {}) | changes.get(part, {})

@@ -38,7 +38,7 @@ def home(tmp_path_factory):
 def distilled(home):
     """The result of a distillation, and what the frozen folders were before it."""
     before = {name: commit.open_committed(home / name).manifest.identity for name in ("teacher", "vectors", "index")}
-    job = small_job(home, home / "run", operation={"mesh": "data=2,fsdp=2,tensor=2"})
+    job = small_job(home, home / "run")
     return train(job.objective(), job.training, job.operation, home / "run"), before
 
 
@@ -95,7 +95,7 @@ class KilledError(Exception):
 
 
 def test_a_run_that_broke_off_and_went_on_has_the_same_bits(home, tmp_path):
-    flags = {"training": {"num_steps": 30}, "operation": {"mesh": "data=2@0-1", "checkpoint_every_steps": 10}}
+    flags = {"training": {"num_steps": 30}, "operation": {"checkpoint_every_steps": 10}}
     job = small_job(home, tmp_path / "whole", **flags)
     whole = train(job.objective(), job.training, job.operation, tmp_path / "whole")
     job = small_job(home, tmp_path / "broken", **flags)
