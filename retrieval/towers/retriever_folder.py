@@ -48,7 +48,11 @@ class LoadedTowers:
         return self.query if side == "query" else self.document
 
     def identity(self, side: Side) -> EncoderIdentity:
-        """Who the encoder of one side is: what `EmbeddingContract.require_speaks` of a vector set is asked with."""
+        """Who the encoder of one side is: what `EmbeddingContract.require_speaks` of a vector set is asked with.
+
+        Raises:
+          DataError: the contract lists none.
+        """
         identity = self.contract.last_of(side)
         if identity is None:
             raise DataError(f"the contract of the space {self.contract.space[:12]} lists no {side} encoder")

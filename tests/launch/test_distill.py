@@ -7,7 +7,14 @@ import pytest
 
 from jaxscale.store import commit
 from launch.cli import main
-from tests.retrieval.towers.distillation.small_distillation import small_retriever, write_home
+from launch.verbs import train
+from retrieval.embed import embed_corpus
+from retrieval.formats.beir import write_beir
+from retrieval.index.build import build_index
+from retrieval.index.parameters import IndexRequest
+from retrieval.records import Doc
+from retrieval.vectors import open_vectors
+from tests.retrieval.towers.distillation.small_distillation import MESH, small_retriever, write_home
 
 RECIPE = "distill_query_tower_tiny"
 
@@ -64,20 +71,10 @@ def test_a_step_can_be_replayed(home, tmp_path):
 
 
 def test_an_index_that_changes_meanwhile_is_reported(home, tmp_path, monkeypatch, capsys):
-    from launch.verbs import train
-
     shutil.copytree(home / "index", tmp_path / "index")
 
     def change(self):
-        path = tmp_path / "index"
-        shutil.rmtree(path)
-        other = write_home(tmp_path / "other")
-        with commit.draft(path, format="jaxscale.index", version=1) as draft:
-            opened = commit.open_committed(other / "index").manifest
-            for name in opened.files:
-                (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft.path / name).write_bytes((other / "index" / name).read_bytes() + b" ")
-            draft.config = opened.config
+        build_index(open_vectors(home / "vectors"), tmp_path / "index", IndexRequest(kind="hnsw"), MESH, replace=True)
         return {}
 
     monkeypatch.setattr(train.Command, "run", change)
@@ -109,13 +106,6 @@ def test_bad_input_is_refused_and_writes_nothing(home, other, tmp_path, words, c
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """Vectors and an index of another space."""
-    from retrieval.embed import embed_corpus
-    from retrieval.formats.beir import write_beir
-    from retrieval.index.build import build_index
-    from retrieval.index.parameters import IndexRequest
-    from retrieval.records import Doc
-    from tests.retrieval.towers.distillation.small_distillation import MESH
-
     folder = tmp_path_factory.mktemp("other")
     corpus = write_beir(folder / "beir", [Doc("d", "", "dada"), Doc("e", "", "fifi")], [], {})
     vectors = embed_corpus(small_retriever(seed=1), corpus, folder / "vectors", MESH)

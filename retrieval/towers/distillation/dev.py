@@ -21,7 +21,7 @@ from retrieval.towers.distillation.teacher import FrozenDocuments, Teacher
 from retrieval.towers.encoder import Encoder, EncoderConfig
 from retrieval.towers.tokens import TokenTable
 
-COSINE, MEASURE = "cosine", "nDCG@10"
+_COSINE, _MEASURE = "cosine", "nDCG@10"
 _NUM_HITS = 10
 
 
@@ -33,7 +33,7 @@ def metric_names(teacher: Teacher, data: QueryData) -> tuple[str, ...]:
     """
     prefix = "" if data.num_dev_queries is None else "sample_"
     searched = bool(teacher.vectors or teacher.index)
-    return tuple(prefix + name for name in ((COSINE, MEASURE) if searched else (COSINE,)))
+    return tuple(prefix + name for name in ((_COSINE, _MEASURE) if searched else (_COSINE,)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class DevQueries:
             query_id: {ids[row]: float(score) for row, score in zip(rows, scores, strict=True) if row != NO_ROW}
             for query_id, rows, scores in zip(self.query_ids, found.rows.tolist(), found.scores, strict=True)
         }
-        return evaluate(run, self.qrels, [MEASURE]).mean(MEASURE)
+        return evaluate(run, self.qrels, [_MEASURE]).mean(_MEASURE)
 
     def _search(self, queries: Float32[np.ndarray, "Q E"], mesh: Mesh) -> tuple[TopK, list[str]]:
         """Exactly, where there are vectors; else through the index."""
