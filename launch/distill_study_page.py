@@ -14,10 +14,12 @@ _HEAD = """\
 ![{measure} kept against queries per second]({picture})
 
 {num_queries:,} queries of the split {split} search the {searched} that the teacher's document tower made; no student
-has touched it. *Kept* is the student's share of the teacher's mean, *p* that of a paired randomisation test against the
-teacher, two-sided. Speed is from text to vector, on {num_timed} of the queries, all towers by turns in one run: p50 and
-p99 of one query by itself, and queries per second by the median time of {many} at once. {compute_dtype}, mesh {mesh},
-{num_cores} cores of {cpu}.
+has touched it. *Kept* is the student's share of the teacher's mean, *p* that of a paired randomisation test against
+the teacher, two-sided.
+
+Speed is from text to vector, on {num_timed} of the queries, all towers by turns in one run: p50 and p99 of one query
+by itself, and queries per second by the median time of {many} at once. {compute_dtype}, mesh {mesh}, {num_cores} cores
+of {cpu}. What else the machine did meanwhile shows in p99.
 
 """
 

@@ -117,17 +117,14 @@ def scatter_chart(points: Sequence[tuple[str, float, float]], *, x_label: str, y
     """
 
     def draw(axes: Axes, width_px: int) -> None:
-        middle = (min(x for _, x, _ in points) + max(x for _, x, _ in points)) / 2
         for name, x, y in points:
             axes.plot([x], [y], "o", color=_SERIES[0], markersize=8)
-            side, shift = ("left", 9) if x <= middle else ("right", -9)
-            axes.annotate(
-                _short(name, width_px), (x, y), (shift, 0), textcoords="offset points", ha=side, va="center", color=_INK
-            )
-        axes.margins(0.12)
+            label = _short(name, width_px)
+            axes.annotate(label, (x, y), (0, 9), textcoords="offset points", ha="center", color=_INK)
+        axes.margins(0.12, 0.2)
         axes.set_title(_short(y_label, width_px), loc="left", color=_MUTED, fontsize=12, pad=10)
         axes.set_xlabel(_short(x_label, width_px), color=_MUTED)
-        axes.grid(color=_RULE, linewidth=1)
+        axes.grid(axis="y", color=_RULE, linewidth=1)
 
     return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
 

@@ -30,6 +30,7 @@ def study(home, out, *words):
     return main([str(word) for word in ("distill", "study", "distill_query_tower_tiny", "--out", out, *given, *words)])
 
 
+@pytest.mark.slow
 def test_a_study_compares_its_students_with_the_teacher(home, tmp_path, capsys):
     out, report = tmp_path / "study", tmp_path / "report.json"
     assert study(home, out, "--layers", 1, "--json", report) == 0
