@@ -38,6 +38,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "tune": ("tune", "the fastest mesh, remat, microbatches and precision that fit, the best of them compiled"),
     "train": ("train", "trains a recipe; the same command again resumes"),
     "scaling retrieval": ("scaling_retrieval", "towers of several sizes on several amounts of data, and their laws"),
+    "distill": ("distill", "a small query tower into a large one's space; documents and index stay as they are"),
+    "distill study": (
+        "distill_study",
+        "students of several depths: what each keeps of the teacher, and how fast it is",
+    ),
     "launch local": ("launch_local", "a verb by several processes on this machine, restarted when one is lost"),
     "report": ("report", "a training run on one page: loss, throughput, where the time went, memory"),
     "replay": ("replay", "one step of a run once more, and again: the same bits as then, or which differ"),
@@ -63,14 +68,14 @@ _READER_LEFT = 141
 _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 # Verbs whose first argument names a recipe, which gives the flags their defaults.
-RECIPE_VERBS = frozenset({"train", "explain", "plan", "tune", "scaling retrieval"})
+RECIPE_VERBS = frozenset({"train", "distill", "distill study", "explain", "plan", "tune", "scaling retrieval"})
 
 # Verbs that read what the compiler warns of; the others show its errors only.
-_LISTENING_VERBS = frozenset({"train", "scaling retrieval"})
+_LISTENING_VERBS = frozenset({"train", "distill", "distill study", "scaling retrieval"})
 _WARNINGS, _ERRORS = "1", "2"
 
 # Verbs whose steps take and free the same memory again and again.
-_TRAINING_VERBS = frozenset({"train", "replay"})
+_TRAINING_VERBS = _LISTENING_VERBS | {"replay"}
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
 _ENCODING_VERBS = frozenset({"embed", "mine", "demo"})

@@ -50,17 +50,22 @@ class EmbeddingContract:
     score: Score
     encoders: tuple[EncoderIdentity, ...]
 
-    def require_speaks(self, encoder: EncoderIdentity) -> None:
-        """Refuses an encoder that the contract does not list for its side.
+    def require_speaks(self, encoder: EncoderIdentity, *, joined: "EmbeddingContract | None" = None) -> None:
+        """Refuses an encoder that neither this contract nor a later one of the same space lists for its side.
 
         Args:
           encoder: who wants to write or search vectors of this space.
+          joined: the contract that came with the encoder: one that joined the space after the vectors were made is
+            listed there alone.
 
         Raises:
           UsageError: saying in what it differs from those that are listed.
         """
         known = [e for e in self.encoders if e.side == encoder.side]
         if encoder in known:
+            return
+        if joined is not None and joined.space == self.space and encoder in joined.encoders:
+            self.require_same_space(joined)
             return
         if not known:
             raise UsageError(f"the embedding space {self.space[:12]} has no {encoder.side} encoder; got {encoder}")
@@ -87,10 +92,15 @@ class EmbeddingContract:
             raise UsageError("these are two embedding spaces: " + "; ".join(differences))
 
     def joined_by(self, encoder: EncoderIdentity) -> "EmbeddingContract":
-        """The same space with one more encoder that speaks it."""
-        if encoder in self.encoders:
+        """The same space with one more encoder that speaks it, which is then the last of its side."""
+        if self.last_of(encoder.side) == encoder:
             return self
-        return dataclasses.replace(self, encoders=(*self.encoders, encoder))
+        others = (e for e in self.encoders if e != encoder)
+        return dataclasses.replace(self, encoders=(*others, encoder))
+
+    def last_of(self, side: Literal["query", "document"]) -> EncoderIdentity | None:
+        """The encoder of a side that came last; None where there is none."""
+        return next((e for e in reversed(self.encoders) if e.side == side), None)
 
 
 def found_space(

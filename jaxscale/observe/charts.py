@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -38,6 +39,7 @@ _LABEL_PX = 6.8  # about the width of a character of such a label
 
 _LIGHTEST = 0.25  # what the shades of several groups start above
 _TICK_PX = 56  # room for the label of a tick
+_STYLE = Path(__file__).with_name("report.css")
 
 # Above this number of points a curve is drawn as a moving mean over its faint points.
 _MANY_POINTS = 60
@@ -155,6 +157,29 @@ def law_chart(
     return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
 
 
+def scatter_chart(points: Sequence[tuple[str, float, float]], *, x_label: str, y_label: str, description: str) -> Html:
+    """A named dot for each pair of values, the best of both towards the upper right.
+
+    Args:
+      points: name, x and y.
+      x_label: what x is.
+      y_label: what y is.
+      description: the chart in words, for those who do not see it.
+    """
+
+    def draw(axes: Axes, width_px: int) -> None:
+        for name, x, y in points:
+            axes.plot([x], [y], "o", color=_SERIES[0], markersize=8)
+            label = _short(name, width_px)
+            axes.annotate(label, (x, y), (0, 9), textcoords="offset points", ha="center", color=_INK)
+        axes.margins(0.12, 0.2)
+        axes.set_title(_short(y_label, width_px), loc="left", color=_MUTED, fontsize=12, pad=10)
+        axes.set_xlabel(_short(x_label, width_px), color=_MUTED)
+        axes.grid(axis="y", color=_RULE, linewidth=1)
+
+    return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
+
+
 def _apart(heights: Sequence[float]) -> list[float]:
     """The heights of labels, moved up where one would overlap the next lower one.
 
@@ -177,6 +202,21 @@ def short_number(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def picture(chart: Html) -> str:
+    """The wide drawing of a chart as an SVG file that needs nothing beside it and follows light and dark.
+
+    Args:
+      chart: as a function of this module returns it.
+    """
+    drawing = chart[chart.index("<svg") : chart.index("</svg>") + len("</svg>")]
+    start = drawing.index(">") + 1
+    rules = _STYLE.read_text(encoding="utf-8")
+    variables = rules[: rules.index("\n* {")]
+    style = element("style", Html(variables + "\nsvg { background: var(--paper); font-family: var(--sans); }\n"))
+    head = drawing[: start - 1] + ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return head + style + drawing[start:] + "\n"
 
 
 def moving_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """What a training job says: what the run is (identity, hashed) and how it is operated (free to change)."""
 
 import dataclasses
-from typing import Literal, Protocol, Self
+from pathlib import Path
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from jaxscale import typed_json
 from jaxscale.errors import UsageError
@@ -159,4 +160,13 @@ class Job(Protocol):
 
     def objective(self) -> Objective:
         """Reads the data and the starting parameters and returns what is trained."""
+        ...
+
+
+@runtime_checkable
+class KeepsBeside(Protocol):
+    """A job that keeps something beside its run folder, made once and read again when the run resumes."""
+
+    def beside(self, out: Path) -> Self:
+        """The same job with places beside the run folder `out` for what has no place yet."""
         ...

@@ -10,7 +10,7 @@ from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import mesh_from_text, spec_of
 from jaxscale.observe.heartbeat import Heartbeat
-from jaxscale.train.job import Job
+from jaxscale.train.job import Job, KeepsBeside
 from jaxscale.train.loop import train
 from jaxscale.train.result import TrainResult
 from jaxscale.train.resume import Fork
@@ -104,6 +104,8 @@ class Command:
         """The job with the verb's own flags put into it."""
         given = {name: value for name in ("mesh", "profile") if (value := getattr(self, name))}
         job = dataclasses.replace(self.job, operation=dataclasses.replace(self.job.operation, **given))
+        if isinstance(job, KeepsBeside):
+            job = job.beside(self.out)
         resolved: Job | SeveralRuns = (
             job.starting_from(str(_model_folder(Path(self.init_from)))) if self.init_from else job
         )

@@ -78,9 +78,10 @@ class QueryEncoder:
           compute_dtype: dtype of the encoder's products.
 
         Raises:
-          UsageError: the query encoder does not speak the contract; the message says in what it differs.
+          UsageError: the query encoder neither speaks the contract nor has joined its space; the message says in what
+            it differs.
         """
-        contract.require_speaks(towers.identity("query"))
+        contract.require_speaks(towers.identity("query"), joined=towers.contract)
         self._contract = contract
         self._encoder = TextEncoder(towers.query, mesh, compute_dtype=compute_dtype)
 

@@ -74,10 +74,8 @@ class DevSet:
           mesh: where they are.
           dtype: of the transformers' products.
         """
-        query_encode = _encoder_program(configs[0], mesh, dtype)
-        document_encode = _encoder_program(configs[1], mesh, dtype)
-        queries = _encode(query_encode, params[0], self.queries, self.query_buckets, self.pad_id, mesh)
-        documents = _encode(document_encode, params[1], self.documents, self.document_buckets, self.pad_id, mesh)
+        queries = encode_table(configs[0], params[0], self.queries, self.query_buckets, self.pad_id, mesh, dtype)
+        documents = encode_table(configs[1], params[1], self.documents, self.document_buckets, self.pad_id, mesh, dtype)
         scores = queries @ documents.T
         run = {
             query_id: {self.document_ids[row]: float(scores[i, row]) for row in best_of_all(scores[i], _NUM_HITS)}
@@ -137,10 +135,27 @@ def _encoder_program(config: EncoderConfig, mesh: Mesh, dtype: str) -> _EncoderP
     return jax.jit(encode, out_shardings=replicated(mesh))
 
 
-def _encode(
-    program: _EncoderProgram, params: Params, texts: TokenTable, buckets: tuple[int, ...], pad_id: int, mesh: Mesh
+def encode_table(
+    config: EncoderConfig,
+    params: Params,
+    texts: TokenTable,
+    buckets: tuple[int, ...],
+    pad_id: int,
+    mesh: Mesh,
+    dtype: str,
 ) -> Float32[np.ndarray, "N E"]:
-    """The vectors of all texts, in their order; encoded in the order of their lengths, to pad little."""
+    """The vectors of tokenised texts, in their order; encoded in the order of their lengths, to pad little.
+
+    Args:
+      config: the encoder's.
+      params: its weights, on the mesh.
+      texts: their tokens.
+      buckets: padded lengths.
+      pad_id: the token that fills.
+      mesh: where the weights are.
+      dtype: of the transformer's products.
+    """
+    program = _encoder_program(config, mesh, dtype)
     rows_at_once = _NUM_TEXTS_PER_DEVICE * mesh.size
     order = np.argsort(np.diff(texts.offsets), kind="stable")
     pending = []

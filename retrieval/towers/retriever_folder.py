@@ -14,13 +14,11 @@ from jaxscale.nn.functional import Params
 from jaxscale.store import arrays, commit
 from jaxscale.store.checksums import Check
 from retrieval.contract import EmbeddingContract, EncoderIdentity, Score, found_space
-from retrieval.towers.encoder import Encoder, EncoderConfig, Side
+from retrieval.towers.encoder import SIDES, Encoder, EncoderConfig, Side
 from retrieval.towers.fingerprint import encoder_identity
 
 FORMAT = "jaxscale.retriever"
 VERSION = 2
-# Says all that a retriever with one tokenizer is, so that those are written as ever.
-_VERSION_WITH_ONE_TOKENIZER = 1
 _TOKENIZER, _QUERY_TOKENIZER = "tokenizer.json", "query_tokenizer.json"
 
 
@@ -32,7 +30,7 @@ class LoadedTowers:
       query: the encoder of queries.
       document: the encoder of documents.
       shared: whether both use the same weights.
-      contract: the space; it lists both encoders.
+      contract: the space; both encoders are the last of their sides that it lists.
     """
 
     query: Encoder
@@ -40,13 +38,25 @@ class LoadedTowers:
     shared: bool
     contract: EmbeddingContract
 
+    @property
+    def one_tokenizer(self) -> bool:
+        """Whether both encoders have the same tokenizer."""
+        return self.query.tokenizer.fingerprint == self.document.tokenizer.fingerprint
+
     def encoder(self, side: Side) -> Encoder:
         """The encoder of one side."""
         return self.query if side == "query" else self.document
 
     def identity(self, side: Side) -> EncoderIdentity:
-        """Who the encoder of one side is: what `EmbeddingContract.require_speaks` of a vector set is asked with."""
-        return next(e for e in self.contract.encoders if e.side == side)
+        """Who the encoder of one side is: what `EmbeddingContract.require_speaks` of a vector set is asked with.
+
+        Raises:
+          DataError: the contract lists none.
+        """
+        identity = self.contract.last_of(side)
+        if identity is None:
+            raise DataError(f"the contract of the space {self.contract.space[:12]} lists no {side} encoder")
+        return identity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,12 +81,7 @@ def join_towers(*, query: Encoder, document: Encoder, shared: bool, score: Score
     Raises:
       DataError: they don't give vectors of one kind.
     """
-    for name, got, expected in (
-        ("dims", query.config.num_dims, document.config.num_dims),
-        ("normalisation", query.config.normalize, document.config.normalize),
-    ):
-        if got != expected:
-            raise DataError(f"the query encoder's {name} is {got}, the document encoder's {expected}; both must agree")
+    _require_one_kind(query, document)
     contract = found_space(
         num_dims=document.config.num_dims,
         normalized=document.config.normalize,
@@ -84,6 +89,30 @@ def join_towers(*, query: Encoder, document: Encoder, shared: bool, score: Score
         encoders=(encoder_identity(query, "query"), encoder_identity(document, "document")),
     )
     return LoadedTowers(query=query, document=document, shared=shared, contract=contract)
+
+
+def with_query_tower(towers: LoadedTowers, query: Encoder) -> LoadedTowers:
+    """A retriever with another query encoder, which joins its space; the document encoder is as it was.
+
+    Args:
+      towers: the retriever.
+      query: an encoder that was made for the retriever's space.
+
+    Raises:
+      DataError: it does not give vectors of the space's kind.
+    """
+    _require_one_kind(query, towers.document)
+    contract = towers.contract.joined_by(encoder_identity(query, "query"))
+    return LoadedTowers(query=query, document=towers.document, shared=False, contract=contract)
+
+
+def _require_one_kind(query: Encoder, document: Encoder) -> None:
+    for name, got, expected in (
+        ("dims", query.config.num_dims, document.config.num_dims),
+        ("normalisation", query.config.normalize, document.config.normalize),
+    ):
+        if got != expected:
+            raise DataError(f"the query encoder's {name} is {got}, the document encoder's {expected}; both must agree")
 
 
 def save_retriever(path: Path, towers: LoadedTowers, *, replace: bool = False) -> None:
@@ -106,13 +135,13 @@ def save_retriever(path: Path, towers: LoadedTowers, *, replace: bool = False) -
         if towers.shared
         else {"query": towers.query.params, "document": towers.document.params}
     )
-    one_tokenizer = towers.query.tokenizer.fingerprint == towers.document.tokenizer.fingerprint
-    version = _VERSION_WITH_ONE_TOKENIZER if one_tokenizer else VERSION
+    # A reader of version 1 would take the first encoder of each side for the folder's, and the one tokenizer for both.
+    version = 1 if towers.one_tokenizer and len(towers.contract.encoders) == 2 else VERSION
     with commit.draft(path, format=FORMAT, version=version, replace=replace) as draft:
         text = json.dumps(typed_json.encode(described), indent=2, sort_keys=True)
         (draft.path / "retriever.json").write_text(text + "\n", encoding="utf-8")
         towers.document.tokenizer.save(draft.path / _TOKENIZER)
-        if not one_tokenizer:
+        if not towers.one_tokenizer:
             towers.query.tokenizer.save(draft.path / _QUERY_TOKENIZER)
         (draft.path / "params").mkdir()
         arrays.write_tree(draft.path / "params", params)
@@ -134,17 +163,13 @@ def read_retriever(path: Path, *, check: Check = "full") -> LoadedTowers:
     described = typed_json.decode(
         _RetrieverJson, json.loads((committed.path / "retriever.json").read_text(encoding="utf-8")), "retriever.json"
     )
-    tokenizer = query_tokenizer = Tokenizer.load(committed.path / _TOKENIZER)
-    if (committed.path / _QUERY_TOKENIZER).is_file():
-        query_tokenizer = Tokenizer.load(committed.path / _QUERY_TOKENIZER)
+    tokenizers = dict.fromkeys(SIDES, Tokenizer.load(committed.path / _TOKENIZER))
+    if _QUERY_TOKENIZER in committed.manifest.files:
+        tokenizers["query"] = Tokenizer.load(committed.path / _QUERY_TOKENIZER)
     params = arrays.read_tree(committed.path / "params")
 
     def encoder(side: Side, config: EncoderConfig) -> Encoder:
-        return Encoder(
-            config=config,
-            params=params["shared" if described.shared else side],
-            tokenizer=query_tokenizer if side == "query" else tokenizer,
-        )
+        return Encoder(config=config, params=params["shared" if described.shared else side], tokenizer=tokenizers[side])
 
     return LoadedTowers(
         query=encoder("query", described.query),

@@ -10,6 +10,7 @@ from launch.cli import RECIPE_VERBS, VERBS, main
 from launch.verbs import doctor
 
 RECIPE = "two_tower_tiny"
+DISTILL_VERBS, DISTILL_RECIPE = ("distill", "distill study"), "distill_query_tower_tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def words_of(verb):
         "verify": "folder",
         "scaling retrieval": "two_tower_family",
     }
-    behind = dict.fromkeys(RECIPE_VERBS, RECIPE) | behind
+    behind = dict.fromkeys(RECIPE_VERBS, RECIPE) | dict.fromkeys(DISTILL_VERBS, DISTILL_RECIPE) | behind
     return [*verb.split(), *behind.get(verb, "").split()]
 
 
@@ -122,6 +123,15 @@ BAD_INPUT = [
     ("report folder", 3, "job.json"),
     ("verify none", 3, "none"),
     ("verify folder", 3, "nothing committed"),
+    ("distill two_tower_tiny --out out", 2, "distils no query tower"),
+    ("distill distill_query_tower_tiny --out out", 2, "data.folder is not given"),
+    ("distill distill_query_tower_tiny --out out --data.folder folder", 2, "teacher.retriever is not given"),
+    ("distill distill_query_tower_tiny --out out --data.folder folder --teacher.retriever none", 3, "none"),
+    ("distill distill_query_tower_tiny --out folder/x --data.folder folder --student.num-layers 0", 2, "num_layers=0"),
+    ("distill study two_tower_tiny --out out", 2, "distils no query tower"),
+    ("distill study distill_query_tower_tiny --out out --layers 1 1", 2, "none twice"),
+    ("distill study distill_query_tower_tiny --out out --num-timed 3", 2, "num_timed=3 must be at least 32"),
+    ("distill study distill_query_tower_tiny --out out --data.folder folder", 2, "teacher.retriever is not given"),
     ("doctor --at none", 4, "not fit to run"),
 ]
 

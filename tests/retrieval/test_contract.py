@@ -64,8 +64,23 @@ def test_an_encoder_that_joins_speaks_the_same_space():
     joined.require_speaks(identity("query"))
     assert joined.space == founded.space
     assert joined.joined_by(student) == joined
+    assert joined.last_of("query") == student
+    assert joined.joined_by(identity("query")).last_of("query") == identity("query")
     with pytest.raises(UsageError, match="does not speak"):
         founded.require_speaks(student)
+
+
+def test_one_that_joined_after_the_vectors_were_made_speaks_by_its_own_contract():
+    student = identity("query", sha256="d" * 64)
+    founded = contract()
+    founded.require_speaks(student, joined=founded.joined_by(student))
+    with pytest.raises(UsageError, match="does not speak"):
+        founded.require_speaks(student, joined=founded)
+    with pytest.raises(UsageError, match="does not speak"):
+        founded.require_speaks(student, joined=contract(score="dot").joined_by(student))
+    forged = dataclasses.replace(founded.joined_by(student), num_dims=9)
+    with pytest.raises(UsageError, match="two embedding spaces: num_dims is 9, expected 8"):
+        founded.require_speaks(student, joined=forged)
 
 
 def test_the_id_names_all_that_founds_the_space():

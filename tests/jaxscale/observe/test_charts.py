@@ -1,12 +1,21 @@
 import math
 import re
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxscale.observe.charts import interval_chart, law_chart, line_chart, moving_mean, smoothing_width
+from jaxscale.observe.charts import (
+    interval_chart,
+    law_chart,
+    line_chart,
+    moving_mean,
+    picture,
+    scatter_chart,
+    smoothing_width,
+)
 
 
 @given(st.lists(st.floats(-100, 100) | st.just(math.nan), min_size=1, max_size=30), st.sampled_from([1, 3, 5, 9]))
@@ -104,3 +113,16 @@ def test_a_law_chart_has_a_dot_for_each_run_a_line_for_each_law_and_labels_insid
         assert end <= 760
     assert abs(places[0][0] - places[1][0]) > 15  # both end at one loss
     assert 'aria-label="Loss over N."' in chart
+
+
+def test_a_picture_is_a_file_of_its_own_with_all_colours_it_names():
+    chart = scatter_chart([("a", 1.0, 0.9), ("b", 3.0, 0.5)], x_label="speed", y_label="kept", description="<d>")
+    text = picture(chart)
+    root = ET.fromstring(text)
+    assert root.get("aria-label") == "<d>"
+    assert root.get("viewBox").startswith("0 0 760 ")
+    for label in ("a", "b", "speed", "kept"):
+        assert f">{label}<" in text
+    used = set(re.findall(r"var\((--[\w-]+)\)", text))
+    assert used - set(re.findall(r"^\s*(--[\w-]+):", text, re.MULTILINE)) == set()
+    assert len(used) > 3

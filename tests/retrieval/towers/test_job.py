@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from jaxscale import typed_json
+from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.families import bert_config
 from jaxscale.train.placement import place
 from jaxscale.train.planned_step import derive_step
 from retrieval.towers.job import DualTowerJob
+from retrieval.towers.retriever_folder import read_retriever, save_retriever, with_query_tower
 from tests.retrieval.towers.small_pairs import tiny_job, write_pairs
 from tests.retrieval.towers.test_loading import write_decoder, write_model, write_retriever
 
@@ -230,3 +232,12 @@ def test_starting_from_another_folder_replaces_the_transformer(folder, tmp_path)
     job = tiny_job(folder).starting_from(str(tmp_path))
     assert job.towers.init_from == str(tmp_path)
     assert job.towers.transformer is None
+
+
+def test_a_retriever_with_two_tokenizers_is_no_start_for_two_towers(folder, tmp_path):
+    towers = read_retriever(write_retriever(tmp_path / "retriever"))
+    other = dataclasses.replace(towers.query, tokenizer=Tokenizer.train_wordpiece(["other words"] * 3, 40))
+    save_retriever(tmp_path / "two", with_query_tower(towers, other))
+    job = starting_from(folder, tmp_path / "two", shared=False)
+    with pytest.raises(UsageError, match="has a tokenizer of its own, and two towers are trained with one"):
+        job.objective()

@@ -10,9 +10,10 @@ import pytest
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.errors import DataError, UsageError, VerificationError
 from jaxscale.nn.families import bert_config
+from jaxscale.store import commit
 from retrieval.towers.encoder import Encoder, EncoderConfig, TowerPair, init_towers
 from retrieval.towers.fingerprint import encoder_sha256
-from retrieval.towers.retriever_folder import join_towers, read_retriever, save_retriever
+from retrieval.towers.retriever_folder import join_towers, read_retriever, save_retriever, with_query_tower
 from tests.retrieval.towers.small_pairs import random_params
 
 TOKENIZER = Tokenizer.train_wordpiece(["some words to make pieces of", "some more words"] * 3, 60)
@@ -119,3 +120,24 @@ def test_an_encoder_is_named_by_all_its_vectors_depend_on():
 def test_towers_of_different_spaces_cannot_be_joined():
     with pytest.raises(DataError, match="normalisation is True"):
         towers(normalize=True)
+
+
+def test_a_query_tower_that_joined_is_the_folders_and_the_documents_stay(tmp_path):
+    founded = towers(shared=True)
+    smaller = jax.tree.map(lambda leaf: 0.9 * leaf, founded.query.params)
+    joined = with_query_tower(founded, dataclasses.replace(founded.query, params=smaller))
+    save_retriever(tmp_path / "joined", joined)
+    got = read_retriever(tmp_path / "joined")
+    assert not got.shared
+    assert got.identity("query").sha256 == encoder_sha256(joined.query) != founded.identity("query").sha256
+    assert got.identity("document") == founded.identity("document")
+    assert got.contract.space == founded.contract.space
+    # A reader of version 1 would take the founder for the folder's own encoder.
+    assert commit.open_committed(tmp_path / "joined").manifest.version == 2
+    save_retriever(tmp_path / "founded", founded)
+    assert commit.open_committed(tmp_path / "founded").manifest.version == 1
+
+
+def test_a_query_tower_of_other_dims_does_not_join():
+    with pytest.raises(DataError, match="dims is 4, the document encoder's 8"):
+        with_query_tower(towers(shared=True), towers(shared=False).query)
