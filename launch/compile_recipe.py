@@ -21,7 +21,7 @@ from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.rematerialization import Rematerialization, rematerializations
-from jaxscale.train.planned_step import PlannableJob, derive_step, slice_gradients
+from jaxscale.train.planned_step import PlannableJob, derive_step, slice_gradients, weights_of_step
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
 from launch import recipes
@@ -115,13 +115,15 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
     plan = derive_step(planned, spec)
+    gathered = weights_of_step(planned, plan, mesh) if job.operation.gather_weights == "step" else None
     loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(
             lambda params, batch, key: (loss(params, batch), {}),
             job.training,
-            slice_gradients(planned, plan, mesh),
+            slice_gradients(planned, plan, mesh, gathered),
+            gathered,
         ),
         state,
         planned.batch,

@@ -9,16 +9,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxscale.cost.programs import microbatch_of
+from jaxscale.cost.programs import forward_program, microbatch_of
 from jaxscale.errors import UsageError
 from jaxscale.mesh import spec_of
 from jaxscale.sharding.derive import derive
+from jaxscale.sharding.gathered import GatheredWeights, gathered_weights
 from jaxscale.sharding.layouts import Layouts
 from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan, replicated
 from jaxscale.sharding.reorder import restore_on_mesh, store_on_mesh
 from jaxscale.train.batch_shapes import BatchShapes, Bucket, bucket_of, bucket_text, check_divides
-from jaxscale.train.job import TrainingIdentity
+from jaxscale.train.job import GatherWeights, TrainingIdentity
 from jaxscale.train.objective import AveragesParts, Batch, Objective, Params
 from jaxscale.train.pinned_loss import pinned_loss, planned_inputs, planned_loss
 from jaxscale.train.randomness import named_key
@@ -36,6 +37,7 @@ class Placement:
       plan: of what the loss sees: with gradient accumulation a microbatch.
       loss: the objective's, its activations pinned, of parameters as they are stored.
       slices: the same by slice; None on one slice, or where the loss is no mean of its parts'.
+      gathered: how weights are gathered once for all microbatches; None where each gathers them.
       state: `jax.ShapeDtypeStruct` leaves.
       state_shardings: a tree like the state.
       layouts: of the state's leaves that are stored in another order than the logical, by position.
@@ -48,6 +50,7 @@ class Placement:
     plan: ShardingPlan
     loss: LossFn
     slices: SliceGradients | None
+    gathered: GatheredWeights | None
     state: State
     state_shardings: Any
     layouts: Layouts
@@ -121,13 +124,16 @@ class Placement:
         return made
 
 
-def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Placement:
+def place(
+    objective: Objective, identity: TrainingIdentity, mesh: Mesh, gather_weights: GatherWeights = "microbatch"
+) -> Placement:
     """Plans a run on a mesh, for every batch that the objective can make; nothing is computed but shapes.
 
     Args:
       objective: what is trained.
       identity: its batch and optimizer.
       mesh: where it runs.
+      gather_weights: see `Operation`.
 
     Raises:
       UsageError: a batch can't be cut as grad_accum and the mesh ask, or be computed as the plan says.
@@ -145,11 +151,16 @@ def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Place
     largest = max(microbatches, key=_num_values)
     inputs, optimizer = planned_inputs(largest, key), identity.optimizer.transformation()
     plan = derive(planned_loss(objective.loss), state["params"], inputs, spec, optimizer=optimizer)
+    gathered = None
+    if gather_weights == "step" and identity.grad_accum > 1:
+        program = forward_program(lambda *args: planned_loss(objective.loss)(*args)[0], state["params"], inputs)
+        gathered = gathered_weights(plan, mesh, state["params"], program)
     return Placement(
         mesh=mesh,
         plan=plan,
         loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key),
-        slices=_slices(objective, plan, mesh, state["params"], microbatches, key),
+        slices=_slices(objective, plan, mesh, state["params"], microbatches, key, gathered),
+        gathered=gathered,
         state=state,
         state_shardings=plan.shardings(mesh, state),
         layouts=plan.layouts(state),
@@ -166,7 +177,13 @@ def abstract_state(objective: Objective, identity: TrainingIdentity) -> State:
 
 
 def _slices(
-    objective: Objective, plan: ShardingPlan, mesh: Mesh, params: Params, microbatches: Sequence[BatchShapes], key: Any
+    objective: Objective,
+    plan: ShardingPlan,
+    mesh: Mesh,
+    params: Params,
+    microbatches: Sequence[BatchShapes],
+    key: Any,
+    gathered: GatheredWeights | None,
 ) -> SliceGradients | None:
     weight = objective.part_weight if isinstance(objective, AveragesParts) else None
     if plan.mesh.slice == 1 or weight is None:
@@ -177,6 +194,7 @@ def _slices(
         weight=weight,
         num_slices=plan.mesh.slice,
         batch_shardings=inside.shardings(mesh, microbatch_of(dict(largest), plan.mesh.slice)),
+        parameter_shardings=inside.shardings(mesh, params) if gathered is None else gathered.whole,
         gradient_shardings=inside.shardings(mesh, params),
     )
 
