@@ -69,6 +69,7 @@ class PlanReport:
         """The report as lines for people."""
         estimate, step = self.estimate, None if self.compiled is None else self.compiled.step
         lines = [f"mesh {estimate.mesh} on {estimate.topology}: {estimate.mesh.num_devices} devices"]
+        lines += _gathering(estimate)
         lines += [f"compiled in {step.compile_s:.0f} s by {_versions(step)}" if step else _not_compiled(estimate), ""]
         lines += [
             "memory of a device",
@@ -111,6 +112,16 @@ def compiled_traffic(step: CompiledStep) -> Traffic:
             for total in step.collectives
         )
     )
+
+
+def _gathering(estimate: StepEstimate) -> list[str]:
+    """When the weights are gathered, where there is a choice."""
+    if estimate.num_microbatches == 1 or estimate.mesh.fsdp == 1:
+        return []
+    when = "each of which gathers the weights stored over fsdp"
+    if estimate.gathered_bytes:
+        when = f"for which the weights stored over fsdp are gathered once: {_gib(estimate.gathered_bytes)} of copies"
+    return [f"{estimate.num_microbatches} microbatches, {when}"]
 
 
 def _memory(estimate: StepEstimate, step: CompiledStep | None) -> list[Row]:

@@ -78,7 +78,9 @@ class TrainingIdentity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """How a run is operated: all may change on resume, and none changes what is computed (a mesh only rounds it).
+    """How a run is operated: all may change on resume, and none changes what is computed.
+
+    A mesh, and when weights are gathered, only round it.
 
     Attributes:
       mesh: as in `fsdp=4,tensor=2`; empty for all devices on `data`.
@@ -111,7 +113,7 @@ class Operation:
     tensorboard: bool = False
     checkpoint_every_s: float | None = typed_json.added(None)
     profile: str = typed_json.added("")
-    gather_weights: GatherWeights = typed_json.added("microbatch")
+    gather_weights: GatherWeights = typed_json.added("microbatch")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):

@@ -73,7 +73,13 @@ class Command:
         step = self.job.planned_step()
         plan = derive_step(step, spec)
         compiled = self._compiled(topology, spec)
-        programs = trace_programs(step.loss, step.params, step.batch, num_microbatches=step.grad_accum)
+        programs = trace_programs(
+            step.loss,
+            step.params,
+            step.batch,
+            num_microbatches=step.grad_accum,
+            gather_once=self.job.operation.gather_weights == "step",
+        )
         estimate = estimate_step(programs, plan, topology, num_tokens=step.num_tokens)
         report = PlanReport(estimate=estimate, compiled=compiled, changes=())
         if report.fits is False:
