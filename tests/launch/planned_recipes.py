@@ -89,15 +89,15 @@ def nothing_to_plan() -> str:
 
 
 def small_llama() -> LanguageModelJob:
-    """4 layers, 2048 wide, in bfloat16; 4 microbatches."""
+    """4 layers, 512 wide, in bfloat16; 4 microbatches."""
     return LanguageModelJob(
         transformer=decoder_config(
-            num_layers=4, d_model=2048, num_heads=16, num_kv_heads=16, d_ff=5632, vocab_size=16384, max_positions=1024
+            num_layers=4, d_model=512, num_heads=8, num_kv_heads=8, d_ff=1536, vocab_size=4096, max_positions=128
         ),
-        sequence_length=1024,
+        sequence_length=128,
         training=TrainingIdentity(
             num_steps=10,
-            global_batch_size=32,
+            global_batch_size=64,
             grad_accum=4,
             compute_dtype="bfloat16",
             optimizer=AdamWConfig(schedule=ScheduleConfig(kind="constant")),
