@@ -112,30 +112,43 @@ def test_the_gradient_is_that_of_weights_gathered_in_every_microbatch(job, mesh,
     np.testing.assert_allclose(loss, wanted, rtol=tolerance)
     for got, right in zip(*(jax.tree.leaves(jax.device_get(tree)) for tree in (ours, gradient)), strict=True):
         np.testing.assert_allclose(got, right, rtol=0, atol=tolerance * np.linalg.norm(right))
-    for leaf, other in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient), strict=True):
-        assert leaf.sharding == other.sharding
     assert most_gathers(once, mesh) == 1
     assert most_gathers(each, mesh) >= GRAD_ACCUM
+    # Slices still meet once, but for the number of tokens in each microbatch.
+    found = collectives(once.as_text(), MeshSpec.parse(mesh).sizes)
+    assert all(c.num_runs == 1 for c in found if "slice" in c.axes and c.num_bytes > 64)
 
 
-def test_copies_are_as_narrow_as_they_are_read_and_looked_up_tables_stay():
-    untied = dataclasses.replace(NARROW.transformer, tied_output=False)
-    step, spec = dataclasses.replace(NARROW, transformer=untied).planned_step(), MeshSpec(fsdp=4, tensor=2)
+@pytest.mark.parametrize("tied", [True, False])
+def test_copies_are_as_narrow_as_they_are_read_and_looked_up_tables_stay(tied):
+    transformer = dataclasses.replace(NARROW.transformer, tied_output=tied)
+    step, spec = dataclasses.replace(NARROW, transformer=transformer).planned_step(), MeshSpec(fsdp=4, tensor=2)
     mesh = make_mesh(spec)
-    plan = derive_step(step, spec)
-    gathered = weights_of_step(step, plan, mesh)
+    gathered = weights_of_step(step, derive_step(step, spec), mesh)
+    kernel, table = (
+        {
+            "dtype": at(gathered.dtypes),
+            "stored": axes_of(at(gathered.stored)),
+            "whole": axes_of(at(gathered.whole)),
+        }
+        for at in (
+            lambda tree: tree["layers"]["mlp"]["up"]["kernel"],
+            lambda tree: tree["embeddings"]["token"]["table"],
+        )
+    )
+    assert kernel == {"dtype": jnp.bfloat16, "stored": {"fsdp", "tensor"}, "whole": {"tensor"}}
+    # Rows are looked up in float32; the output's matmul, where it has the same table, reads it whole.
+    assert table == {
+        "dtype": jnp.float32,
+        "stored": {"fsdp", "tensor"},
+        "whole": {"tensor"} if tied else {"fsdp", "tensor"},
+    }
     copies = jax.eval_shape(gathered.copies, step.params)
-    kernel, table = copies["layers"]["mlp"]["up"]["kernel"], copies["embeddings"]["token"]["table"]
-    assert (kernel.dtype, table.dtype) == (jnp.bfloat16, jnp.float32)
+    assert jax.tree.map(lambda copy: copy.dtype, copies) == gathered.dtypes
 
-    def axes(tree, *path):
-        for name in path:
-            tree = tree[name]
-        return {axis for entry in tree.spec for axis in (entry if isinstance(entry, tuple) else (entry,))} - {None}
 
-    up, token = ("layers", "mlp", "up", "kernel"), ("embeddings", "token", "table")
-    assert (axes(gathered.stored, *up), axes(gathered.whole, *up)) == ({"fsdp", "tensor"}, {"tensor"})
-    assert "fsdp" in axes(gathered.whole, *token)
+def axes_of(sharding):
+    return {axis for entry in sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))} - {None}
 
 
 def test_without_fsdp_there_is_nothing_to_gather():
