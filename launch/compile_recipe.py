@@ -21,7 +21,7 @@ from jaxscale.errors import JaxscaleError, MachineError, UsageError
 from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.rematerialization import Rematerialization, rematerializations
-from jaxscale.train.planned_step import PlannableJob, derive_step, slice_gradients, weights_of_step
+from jaxscale.train.planned_step import PlannableJob, derive_step, gathers_once, slice_gradients, weights_of_step
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
 from launch import recipes
@@ -115,7 +115,7 @@ def compile_here(request: CompileRequest, said: Path) -> CompiledRecipe:
     mesh = make_mesh(spec, devices)
     planned = job.planned_step()
     plan = derive_step(planned, spec)
-    gathered = weights_of_step(planned, plan, mesh) if job.operation.gather_weights == "step" else None
+    gathered = weights_of_step(planned, plan, mesh) if gathers_once(job) else None
     loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch)
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(

@@ -26,11 +26,13 @@ class PlanReport:
       estimate: counted from its program.
       compiled: of the compiler; None for chips that it can't be asked about here.
       changes: what to try where it does not fit.
+      gathered_once: the estimate with weights gathered once for all microbatches, where that is another choice.
     """
 
     estimate: StepEstimate
     compiled: CompiledRecipe | None
     changes: tuple[Change, ...]
+    gathered_once: StepEstimate | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -76,6 +78,7 @@ class PlanReport:
             *_table(_memory(estimate, step)),
             f"  {_verdict(self)}",
             *_hopeless(estimate),
+            *_with_copies(estimate, self.gathered_once),
             "",
         ]
         if self.fits is False:
@@ -122,6 +125,18 @@ def _gathering(estimate: StepEstimate) -> list[str]:
     if estimate.gathered_bytes:
         when = f"for which the weights stored over fsdp are gathered once: {_gib(estimate.gathered_bytes)} of copies"
     return [f"{estimate.num_microbatches} microbatches, {when}"]
+
+
+def _with_copies(estimate: StepEstimate, other: StepEstimate | None) -> list[str]:
+    """What copies of the weights would take and save, where there is memory for them."""
+    if other is None or not other.gathered_bytes or other.fits() is False:
+        return []
+    more, all_bytes = other.memory.peak - estimate.memory.peak, (e.traffic.bytes_moved() for e in (estimate, other))
+    before, after = map(_mib, all_bytes)
+    return [
+        f"  gathered once per step, weights take {_gib(more)} more and a device sends {after} instead of {before}, as "
+        "predicted: --operation.gather-weights step"
+    ]
 
 
 def _memory(estimate: StepEstimate, step: CompiledStep | None) -> list[Row]:

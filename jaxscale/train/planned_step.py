@@ -86,13 +86,15 @@ def derive_step(step: PlannedStep, mesh: MeshSpec, *, limits: Limits = DEFAULT_L
 
 
 def weights_of_step(step: PlannedStep, plan: ShardingPlan, mesh: Mesh) -> GatheredWeights | None:
-    """How the weights are gathered once for all microbatches; None where nothing is stored in parts over `fsdp`.
+    """How the weights are gathered once for all microbatches; None for one of these, or where `fsdp` splits nothing.
 
     Args:
       step: what is computed.
       plan: of `derive_step`.
       mesh: of the plan's spec.
     """
+    if step.grad_accum == 1:
+        return None
     program = forward_program(step.loss, step.params, step.microbatch)
     made: GatheredWeights | None = gathered_weights(plan, mesh, step.params, program)
     return made
@@ -122,6 +124,12 @@ def slice_gradients(
         parameter_shardings=inside.shardings(mesh, step.params) if gathered is None else gathered.whole,
         gradient_shardings=inside.shardings(mesh, step.params),
     )
+
+
+def gathers_once(job: "PlannableJob") -> bool:
+    """Whether the job's microbatches share weights that are gathered once; not where it doesn't say."""
+    operation: Operation | None = getattr(job, "operation", None)
+    return operation is not None and operation.gather_weights == "step"
 
 
 class PlannableJob(Protocol):

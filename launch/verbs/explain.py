@@ -16,7 +16,7 @@ from jaxscale.observe.report import write_report
 from jaxscale.sharding import jaxprs, rewrite
 from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.plan import ShardingPlan
-from jaxscale.train.planned_step import PlannedStep, derive_step
+from jaxscale.train.planned_step import PlannedStep, derive_step, gathers_once
 from launch.explain_page import explain_page
 
 
@@ -72,19 +72,15 @@ class Command:
         plan = derive_step(step, spec)
         sources = _sources(step, plan)
         print(plan.render(every_leaf=self.every_leaf, sources=sources))
-        print(f"\n{_gathering(step, plan, self._gathers_once)}")
+        print(f"\n{_gathering(step, plan, gathers_once(self.job))}")
         if self.html is not None:
             self._draw(self.html, step, plan, chip, sources)
         report: dict[str, Any] = plan.to_json()
         return report
 
-    @property
-    def _gathers_once(self) -> bool:
-        return bool(self.job.operation.gather_weights == "step")
-
     def _draw(self, path: Path, step: PlannedStep, plan: ShardingPlan, chip: Chip, sources: dict[Address, str]) -> None:
         name = self.recipe.rpartition(":")[2] or self.recipe
-        page = explain_page(name, plan, _memory(step, plan, self._gathers_once), chip, sources)
+        page = explain_page(name, plan, _memory(step, plan, gathers_once(self.job)), chip, sources)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_report(path, page)

@@ -12,7 +12,7 @@ from jaxscale.cost.estimate import estimate_step, trace_programs
 from jaxscale.errors import DoesNotFitError, UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.rematerialization import refuse
-from jaxscale.train.planned_step import derive_step
+from jaxscale.train.planned_step import derive_step, gathers_once
 from launch.compile_recipe import CompiledRecipe, CompileRequest, compile_recipe
 from launch.plan_report import PlanReport
 
@@ -78,13 +78,18 @@ class Command:
             step.params,
             step.batch,
             num_microbatches=step.grad_accum,
-            gather_once=self.job.operation.gather_weights == "step",
+            gather_once=gathers_once(self.job),
         )
         estimate = estimate_step(programs, plan, topology, num_tokens=step.num_tokens)
         report = PlanReport(estimate=estimate, compiled=compiled, changes=())
         if report.fits is False:
             changes = propose_changes(step.loss, step.params, step.batch, step.optimizer, plan, estimate)
             report = dataclasses.replace(report, changes=changes)
+        elif estimate.num_microbatches > 1 and not programs.gather_once:
+            other = dataclasses.replace(programs, gather_once=True)
+            report = dataclasses.replace(
+                report, gathered_once=estimate_step(other, plan, topology, num_tokens=step.num_tokens)
+            )
         print(report.render())
         found = {**report.to_json(), "sharding": plan.to_json()}
         if report.fits is False:
