@@ -131,8 +131,8 @@ def _with_copies(estimate: StepEstimate, other: StepEstimate | None) -> list[str
     """What copies of the weights would take and save, where there is memory for them."""
     if other is None or not other.gathered_bytes or other.fits() is False:
         return []
-    more, all_bytes = other.memory.peak - estimate.memory.peak, (e.traffic.bytes_moved() for e in (estimate, other))
-    before, after = map(_mib, all_bytes)
+    more = other.memory.peak - estimate.memory.peak
+    before, after = (_mib(one.traffic.bytes_moved()) for one in (estimate, other))
     return [
         f"  gathered once per step, weights take {_gib(more)} more and a device sends {after} instead of {before}, as "
         "predicted: --operation.gather-weights step"

@@ -56,6 +56,8 @@ def propose_changes(
     optimizer: optax.GradientTransformation,
     plan: ShardingPlan,
     estimate: StepEstimate,
+    *,
+    gather_once: bool = False,
 ) -> tuple[Change, ...]:
     """The three changes that help most: those with which the step fits first, on no more devices, that save more.
 
@@ -70,8 +72,9 @@ def propose_changes(
       optimizer: whose state the plan has.
       plan: that was estimated.
       estimate: of that plan.
+      gather_once: whether microbatches share weights that are gathered once, where there are several.
     """
-    step = _Step(loss, params, batch, optimizer, plan, estimate)
+    step = _Step(loss, params, batch, optimizer, plan, estimate, gather_once)
     peaks = [
         *step.with_other_meshes(),
         *step.with_more_microbatches(),
@@ -127,6 +130,7 @@ class _Step:
     optimizer: optax.GradientTransformation
     plan: ShardingPlan
     estimate: StepEstimate
+    gather_once: bool
 
     def with_other_meshes(self) -> Iterator[_Tried]:
         """Meshes of as many devices with more of them on `fsdp`, and the fewest more devices with which it fits."""
@@ -207,8 +211,9 @@ class _Step:
         yield _Tried(what, use.peak, mesh.num_devices)
 
     def _programs(self, loss: Loss, num_microbatches: int) -> StepPrograms:
-        once = self.estimate.gathered_bytes > 0
-        return trace_programs(loss, self.params, self.batch, num_microbatches=num_microbatches, gather_once=once)
+        return trace_programs(
+            loss, self.params, self.batch, num_microbatches=num_microbatches, gather_once=self.gather_once
+        )
 
 
 def _has_scan(programs: StepPrograms) -> bool:

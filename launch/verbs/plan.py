@@ -83,7 +83,15 @@ class Command:
         estimate = estimate_step(programs, plan, topology, num_tokens=step.num_tokens)
         report = PlanReport(estimate=estimate, compiled=compiled, changes=())
         if report.fits is False:
-            changes = propose_changes(step.loss, step.params, step.batch, step.optimizer, plan, estimate)
+            changes = propose_changes(
+                step.loss,
+                step.params,
+                step.batch,
+                step.optimizer,
+                plan,
+                estimate,
+                gather_once=programs.gather_once,
+            )
             report = dataclasses.replace(report, changes=changes)
         elif estimate.num_microbatches > 1 and not programs.gather_once:
             other = dataclasses.replace(programs, gather_once=True)

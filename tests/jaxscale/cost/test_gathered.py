@@ -67,6 +67,8 @@ def test_one_microbatch_shares_nothing():
 
 def test_where_it_does_not_fit_gathering_again_is_proposed():
     made = estimate(once=True)
-    found = propose_changes(LOSS, steps.params(), steps.batch(), steps.OPTIMIZER, steps.plan("fsdp=8"), made)
+    found = propose_changes(
+        LOSS, steps.params(), steps.batch(), steps.OPTIMIZER, steps.plan("fsdp=8"), made, gather_once=True
+    )
     (again,) = [change for change in found if change.what == "weights gathered in every microbatch"]
     assert again.peak_bytes == estimate(once=False).memory.peak
