@@ -23,7 +23,7 @@ from jaxscale.mesh import MeshSpec, describe_topology, make_mesh
 from jaxscale.nn.attention_kernels import replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.rematerialization import Rematerialization, rematerializations
-from jaxscale.train.planned_step import PlannableJob, derive_step, slice_gradients
+from jaxscale.train.planned_step import PlannableJob, derive_step, gathers_once, slice_gradients, weights_of_step
 from jaxscale.train.state import new_state
 from jaxscale.train.step import make_step
 from launch import recipes
@@ -133,12 +133,14 @@ def lower_here(request: CompileRequest) -> tuple[jax.stages.Lowered, Mesh]:
     attention = "plain" if job.training.attention == "auto" else job.training.attention
     kernels = replacing(plan, mesh, attention)
     loss = apply_plan(plan, planned.loss, mesh, planned.params, planned.microbatch, replacing=kernels)
+    gathered = weights_of_step(planned, plan, mesh) if gathers_once(job) else None
     state = jax.eval_shape(lambda params: new_state(params, planned.optimizer), planned.params)
     lowered = lower_step(
         make_step(
             lambda params, batch, key: (loss(params, batch), {}),
             job.training,
-            slice_gradients(planned, plan, mesh, attention=attention),
+            slice_gradients(planned, plan, mesh, attention=attention, gathered=gathered),
+            gathered,
         ),
         state,
         planned.batch,

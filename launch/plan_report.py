@@ -27,12 +27,14 @@ class PlanReport:
       compiled: of the compiler; None for chips that it can't be asked about here.
       changes: what to try where it does not fit.
       notes: what the job says of the communication that it does itself.
+      gathered_once: the estimate with weights gathered once for all microbatches, where that is another choice.
     """
 
     estimate: StepEstimate
     compiled: CompiledRecipe | None
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
+    gathered_once: StepEstimate | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -72,12 +74,14 @@ class PlanReport:
         """The report as lines for people."""
         estimate, step = self.estimate, None if self.compiled is None else self.compiled.step
         lines = [f"mesh {estimate.mesh} on {estimate.topology}: {estimate.mesh.num_devices} devices"]
+        lines += _gathering(estimate)
         lines += [f"compiled in {step.compile_s:.0f} s by {_versions(step)}" if step else _not_compiled(estimate), ""]
         lines += [
             "memory of a device",
             *_table(_memory(estimate, step)),
             f"  {_verdict(self)}",
             *_hopeless(estimate),
+            *_with_copies(estimate, self.gathered_once),
             "",
         ]
         if self.fits is False:
@@ -115,6 +119,28 @@ def compiled_traffic(step: CompiledStep) -> Traffic:
             for total in step.collectives
         )
     )
+
+
+def _gathering(estimate: StepEstimate) -> list[str]:
+    """When the weights are gathered, where there is a choice."""
+    if estimate.num_microbatches == 1 or estimate.mesh.fsdp == 1:
+        return []
+    when = "each of which gathers the weights stored over fsdp"
+    if estimate.gathered_bytes:
+        when = f"for which the weights stored over fsdp are gathered once: {_gib(estimate.gathered_bytes)} of copies"
+    return [f"{estimate.num_microbatches} microbatches, {when}"]
+
+
+def _with_copies(estimate: StepEstimate, other: StepEstimate | None) -> list[str]:
+    """What copies of the weights would take and save, where there is memory for them."""
+    if other is None or not other.gathered_bytes or other.fits() is False:
+        return []
+    more = other.memory.peak - estimate.memory.peak
+    before, after = (_mib(one.traffic.bytes_moved()) for one in (estimate, other))
+    return [
+        f"  gathered once per step, weights take {_gib(more)} more and a device sends {after} instead of {before}, as "
+        "predicted: --operation.gather-weights step"
+    ]
 
 
 def _memory(estimate: StepEstimate, step: CompiledStep | None) -> list[Row]:

@@ -12,7 +12,6 @@ from jax.extend.core import jaxpr_as_fun
 from jaxscale.cost.chips import Chip
 from jaxscale.cost.estimate import StepEstimate, StepPrograms, trace_programs
 from jaxscale.cost.memory import count_memory
-from jaxscale.cost.placement import place
 from jaxscale.cost.programs import Loss, microbatch_of
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
@@ -57,12 +56,14 @@ def propose_changes(
     optimizer: optax.GradientTransformation,
     plan: ShardingPlan,
     estimate: StepEstimate,
+    *,
+    gather_once: bool = False,
 ) -> tuple[Change, ...]:
     """The three changes that help most: those with which the step fits first, on no more devices, that save more.
 
     Tried are: replicas of the parameters that share them instead (`fsdp`), or half of `tensor` that does; more
     microbatches, or more devices on `fsdp`, doubled until it fits; computing the bodies of scans again in the backward
-    pass; optimizer state in bfloat16.
+    pass; no copies of weights gathered once for all microbatches; optimizer state in bfloat16.
 
     Args:
       loss: a traceable function of (params, batch) that returns a scalar.
@@ -71,12 +72,14 @@ def propose_changes(
       optimizer: whose state the plan has.
       plan: that was estimated.
       estimate: of that plan.
+      gather_once: whether microbatches share weights that are gathered once, where there are several.
     """
-    step = _Step(loss, params, batch, optimizer, plan, estimate)
+    step = _Step(loss, params, batch, optimizer, plan, estimate, gather_once)
     peaks = [
         *step.with_other_meshes(),
         *step.with_more_microbatches(),
         *step.with_remat(),
+        *step.with_weights_gathered_again(),
         *step.with_half_the_state(),
     ]
     chip = estimate.topology.chip
@@ -127,6 +130,7 @@ class _Step:
     optimizer: optax.GradientTransformation
     plan: ShardingPlan
     estimate: StepEstimate
+    gather_once: bool
 
     def with_other_meshes(self) -> Iterator[_Tried]:
         """Meshes of as many devices with more of them on `fsdp`, and the fewest more devices with which it fits."""
@@ -177,6 +181,13 @@ class _Step:
         programs = self._programs(rematerialized(self.loss, self.params, part), number)
         yield from self._tried("remat: the body of each scan computed again", programs, self.plan.mesh)
 
+    def with_weights_gathered_again(self) -> Iterator[_Tried]:
+        """No copies of the weights."""
+        if self.estimate.gathered_bytes:
+            programs = self._programs(self.loss, self.estimate.num_microbatches)
+            again = dataclasses.replace(programs, gather_once=False)
+            yield from self._tried("weights gathered in every microbatch", again, self.plan.mesh)
+
     def with_half_the_state(self) -> Iterator[_Tried]:
         """Moments of two bytes a number."""
         leaves = [
@@ -195,13 +206,14 @@ class _Step:
         except UsageError:
             # No plan for that mesh: the change is none.
             return
-        leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
-        placement = place(programs.gradient, mesh, leaves)
+        placement = programs.place(plan)
         use = count_memory(programs.gradient, placement, plan, num_microbatches=programs.num_microbatches)
         yield _Tried(what, use.peak, mesh.num_devices)
 
     def _programs(self, loss: Loss, num_microbatches: int) -> StepPrograms:
-        return trace_programs(loss, self.params, self.batch, num_microbatches=num_microbatches)
+        return trace_programs(
+            loss, self.params, self.batch, num_microbatches=num_microbatches, gather_once=self.gather_once
+        )
 
 
 def _has_scan(programs: StepPrograms) -> bool:

@@ -3,7 +3,7 @@
 Counted on the gradient's program, forward and backward pass, with every value split as the plan has it:
 
 * a parameter that is stored split over `fsdp` is gathered where it meets the batch, once per pass through a loop's body
-  (so once forward and once backward, and with `remat` not more often than that);
+  (so once forward and once backward, and with `remat` not more often than that), unless it was gathered before;
 * a sum over a dim that is split leaves partial sums on the devices: they are added up (all_reduce) before anything but
   an addition reads them, or, where the result is split over that very axis, each device gets its part
   (reduce_scatter). A gradient stored over `fsdp` is such a result;

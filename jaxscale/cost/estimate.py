@@ -8,13 +8,15 @@ from jaxscale.cost.chips import Chip, Topology
 from jaxscale.cost.communication import Traffic, count_traffic
 from jaxscale.cost.device_work import DeviceWork, count_device_work, update_hbm_bytes
 from jaxscale.cost.flops import FlopCount, ModelFlops, count_flops, count_model_flops
+from jaxscale.cost.gathered import copy_bytes, gathering
 from jaxscale.cost.memory import MemoryUse, count_memory
-from jaxscale.cost.placement import place
+from jaxscale.cost.placement import Placement, place
 from jaxscale.cost.programs import Loss, forward_program, gradient_program, microbatch_of
 from jaxscale.cost.roofline import StepBound, bound_step
 from jaxscale.cost.utilization import Utilization, utilization
 from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.sharding.gathered import gathered_dtypes
 from jaxscale.sharding.jaxprs import Program
 from jaxscale.sharding.plan import ShardingPlan
 
@@ -31,6 +33,7 @@ class StepPrograms:
       num_params: leaves of the parameters, which are the programs' first inputs.
       num_microbatches: that make up a step.
       frozen: positions of the parameters that have no gradient.
+      gather_once: whether they share weights that are gathered once; see `jaxscale.sharding.gathered`.
     """
 
     forward: Program
@@ -38,6 +41,19 @@ class StepPrograms:
     num_params: int
     num_microbatches: int
     frozen: tuple[int, ...] = ()
+    gather_once: bool = False
+
+    def place(self, plan: ShardingPlan) -> Placement:
+        """How a plan splits the values of the gradient's program.
+
+        Args:
+          plan: derived for the same parameters and batch.
+        """
+        leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
+        shared = self.gather_once and self.num_microbatches > 1
+        dtypes = gathered_dtypes(leaves, self.forward) if shared else ()
+        gathered = {position: dtype for position, dtype in enumerate(dtypes) if dtype is not None}
+        return place(self.gradient, plan.mesh, leaves, gathered=gathered)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +74,8 @@ class StepEstimate:
       tokens_per_s: at most, by the overlapped bound; None where a figure of the chip is missing.
       utilization: at most, by the same bound.
       assumptions: what the figures take for granted.
+      gathered_bytes: of one device, in copies of weights that are gathered once for all microbatches; 0 where each
+        microbatch gathers them.
     """
 
     mesh: MeshSpec
@@ -73,6 +91,7 @@ class StepEstimate:
     tokens_per_s: float | None
     utilization: Utilization | None
     assumptions: tuple[str, ...]
+    gathered_bytes: int = typed_json.added(0)
 
     @property
     def repeated_work(self) -> float:
@@ -102,7 +121,9 @@ class StepEstimate:
         return typed_json.decode(cls, value, "estimate")
 
 
-def trace_programs(loss: Loss, params: Any, batch: Any, *, num_microbatches: int = 1) -> StepPrograms:
+def trace_programs(
+    loss: Loss, params: Any, batch: Any, *, num_microbatches: int = 1, gather_once: bool = False
+) -> StepPrograms:
     """Traces one microbatch of a step; nothing is computed.
 
     Args:
@@ -110,6 +131,7 @@ def trace_programs(loss: Loss, params: Any, batch: Any, *, num_microbatches: int
       params: a tree of arrays or `jax.ShapeDtypeStruct`.
       batch: the global batch, a tree of the same; the leading dim of every leaf holds the examples.
       num_microbatches: equal parts that the batch is cut into, one after the other.
+      gather_once: whether they share weights that are gathered once.
 
     Raises:
       UsageError: the batch can't be cut so.
@@ -117,7 +139,7 @@ def trace_programs(loss: Loss, params: Any, batch: Any, *, num_microbatches: int
     part = microbatch_of(batch, num_microbatches)
     gradient = gradient_program(loss, params, part)
     forward, num_params = forward_program(loss, params, part), len(gradient.outputs) - 1
-    return StepPrograms(forward, gradient, num_params, num_microbatches, frozen.positions(params))
+    return StepPrograms(forward, gradient, num_params, num_microbatches, frozen.positions(params), gather_once)
 
 
 def estimate_step(
@@ -142,11 +164,11 @@ def estimate_step(
             "derive the plan from the same loss, parameters and batch"
         )
     number = programs.num_microbatches
-    placement = place(programs.gradient, plan.mesh, leaves)
+    placement = programs.place(plan)
     work = count_device_work(programs.gradient, placement).times(number)
     work = dataclasses.replace(work, hbm_bytes=work.hbm_bytes + update_hbm_bytes(plan))
     memory = count_memory(programs.gradient, placement, plan, num_microbatches=number, donated=donated)
-    traffic = count_traffic(programs.gradient, placement).times(number)
+    traffic = count_traffic(programs.gradient, placement).times(number) + gathering(plan, placement.gathered)
     model = count_model_flops(programs.forward, programs.num_params, programs.frozen).times(number)
     hardware = count_flops(programs.gradient).times(number)
     bound = bound_step(
@@ -171,6 +193,7 @@ def estimate_step(
         tokens_per_s=num_tokens / bound.overlapped_s if bound.overlapped_s and num_tokens else None,
         utilization=_utilization(model, hardware, bound, plan.mesh, topology.chip),
         assumptions=_assumptions(plan, hardware, topology, donated),
+        gathered_bytes=sum(copy_bytes(plan, placement.gathered).values()),
     )
 
 

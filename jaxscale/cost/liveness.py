@@ -19,7 +19,8 @@ What lives when is read off the program in its order, every value divided as the
 * weights that a scan's body casts before all else are cast, all layers at once, before the scan;
 * weights that are stored over `fsdp` are whole while the operation that reads them runs, and so is a gradient until it
   has been scattered; what several matmuls of one program read is gathered once, and whole from the first to the last,
-  as the output's table is from the logits to their gradient.
+  as the output's table is from the logits to their gradient; those that are gathered once for all microbatches are
+  there whole, as narrow as they are read, and not made again.
 
 Padding to a device's tiles, fragmentation and the code itself are not counted.
 """
@@ -30,6 +31,7 @@ from typing import Any
 
 from jaxscale.cost.placement import Key, Placement
 from jaxscale.sharding import jaxprs
+from jaxscale.sharding.first_reads import first_casts
 from jaxscale.sharding.jaxprs import Address, Branches, Call, Equation, Program, Scan, While
 
 _CHEAP_NAMES = """and bitcast_convert_type broadcast_in_dim convert_element_type copy eq expand_dims ge gt iota le lt ne
@@ -298,10 +300,10 @@ class _Schedule:
     def _cast_ahead(self, equation: Equation, scan: Scan, path: Address) -> tuple[Held, ...]:
         """Narrower copies of stacked weights, which compilers make of all layers before the loop."""
         given, held = scan.num_consts + scan.num_carry, []
-        casts = _first_casts(scan.body)
+        casts = first_casts(scan.body)
         for outer, variable in zip(equation.inputs[given:], scan.body.inputs[given:], strict=True):
             dtype = casts.get(variable)
-            if dtype is None or self._placement.is_data(path, outer):
+            if dtype is None or self._placement.is_data(path, outer) or self._placement.is_gathered(path, outer):
                 continue
             part = self._placement.bytes_of(path, outer, kept=True)
             size = part * dtype.itemsize // outer.aval.dtype.itemsize
@@ -385,23 +387,3 @@ def _narrows(equation: Equation) -> bool:
 
 def _is_repeated_number(equation: Equation) -> bool:
     return equation.name == "broadcast_in_dim" and jaxprs.shape_of(equation.inputs[0]) == ()
-
-
-def _first_casts(program: Program) -> dict[Any, Any]:
-    """The dtypes that inputs are cast to, of those that a program only casts; calls are looked into."""
-    casts: dict[Any, Any] = {}
-    others: set[Any] = set()
-    for equation in program.equations:
-        inner = jaxprs.inner(equation)
-        inside = _first_casts(inner.program) if isinstance(inner, Call) else {}
-        names = inner.program.inputs if isinstance(inner, Call) else equation.inputs
-        for variable, name in zip(equation.inputs, names, strict=True):
-            if jaxprs.is_literal(variable):
-                continue
-            if equation.name == "convert_element_type":
-                casts[variable] = equation.params["new_dtype"]
-            elif name in inside:
-                casts[variable] = inside[name]
-            else:
-                others.add(variable)
-    return {variable: dtype for variable, dtype in casts.items() if variable not in others}

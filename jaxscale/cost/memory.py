@@ -1,12 +1,14 @@
 """The peak of a device's memory in a step, by class: from the plan's leaves and the liveness of the gradient's program.
 
 Two moments can be the peak: the worst of the forward and backward pass, or the optimizer's update, when all gradients
-are there. Donated, the update writes over the old parameters and state; else it needs them twice.
+are there. Donated, the update writes over the old parameters and state; else it needs them twice. Copies of weights
+that are gathered once for all microbatches are there until the last of these is done.
 """
 
 import dataclasses
 from typing import Literal
 
+from jaxscale.cost.gathered import copy_bytes
 from jaxscale.cost.liveness import Held, follow
 from jaxscale.cost.placement import Placement
 from jaxscale.sharding import jaxprs
@@ -98,6 +100,7 @@ def count_memory(
     in_backward = [_of_value(held) for held in liveness.worst.values]
     if num_microbatches > 1:
         in_backward += [dataclasses.replace(g, name=f"sum of gradients: {g.name}") for g in gradients]
+    in_backward += _copies(placement, plan)
     in_update = list(gradients)
     if not donated:
         copied = [tensor for tensor in leaves if tensor.kind in ("parameters", "optimizer")]
@@ -135,6 +138,22 @@ def _stored(program: Program, plan: ShardingPlan, num_microbatches: int) -> tupl
         return leaf.bytes_per_device * all_of_them // planned
 
     return tuple(_of_leaf(leaf, num_bytes(leaf)) for leaf in plan.leaves)
+
+
+def _copies(placement: Placement, plan: ShardingPlan) -> list[Tensor]:
+    """Weights that were gathered for all microbatches."""
+    found = copy_bytes(plan, placement.gathered).items()
+    return [
+        Tensor(
+            kind="temporaries",
+            name=f"gathered: {plan.leaves[position].path}",
+            source="",
+            shape=plan.leaves[position].shape,
+            dtype=str(placement.gathered[position]),
+            num_bytes=num_bytes,
+        )
+        for position, num_bytes in found
+    ]
 
 
 def _of_leaf(leaf: PlannedLeaf, num_bytes: int) -> Tensor:

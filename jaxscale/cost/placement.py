@@ -5,7 +5,7 @@ The walk is that of `sharding.trace`, over the backward pass too. Two kinds of s
 * a value is *split* over an axis while it is computed with: a batch dim over the batch's axes, a dim that a parameter
   has over `tensor` or `expert`, wherever that dim goes;
 * a parameter, what is made of it alone, and its finished gradient are moreover *stored* split over the other axes of
-  the parameter's spec (`fsdp`), and gathered where they meet the batch.
+  the parameter's spec (`fsdp`), and gathered where they meet the batch, or before the program begins.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from jaxscale.cost.gathered import Gathered
 from jaxscale.mesh import AXES, MeshSpec, axis_of
 from jaxscale.sharding import jaxprs
 from jaxscale.sharding.factors import Dim
@@ -35,10 +36,12 @@ class Split:
     Attributes:
       dims: while it is computed with.
       stored: over and above, while it is only kept; empty but for what is made of one parameter alone.
+      gathered: whether it is made of a parameter that was gathered before the program begins.
     """
 
     dims: tuple[DimAxes, ...]
     stored: DimAxes = ()
+    gathered: bool = False
 
     @property
     def axes(self) -> DimAxes:
@@ -49,7 +52,14 @@ class Split:
 class Placement:
     """The splits of all values of one program on one mesh."""
 
-    def __init__(self, mesh: MeshSpec, splits: dict[Key, Split], data: frozenset[Key], gradients: dict[Key, int]):
+    def __init__(
+        self,
+        mesh: MeshSpec,
+        splits: dict[Key, Split],
+        data: frozenset[Key],
+        gradients: dict[Key, int],
+        gathered: Gathered,
+    ):
         """Made by `place`.
 
         Args:
@@ -57,8 +67,10 @@ class Placement:
           splits: by variable.
           data: the variables that depend on the batch.
           gradients: the variables that are a parameter's gradient but for its form, with the parameter's position.
+          gathered: the parameters that are gathered before the program begins.
         """
         self.mesh = mesh
+        self.gathered = gathered
         self._splits = splits
         self._data = data
         self._gradients = gradients
@@ -71,6 +83,10 @@ class Placement:
     def is_data(self, path: Address, variable: Any) -> bool:
         """Whether a variable depends on the batch."""
         return not jaxprs.is_literal(variable) and (path, variable) in self._data
+
+    def is_gathered(self, path: Address, variable: Any) -> bool:
+        """Whether a variable is made of a parameter that was gathered before the program begins."""
+        return self.split(path, variable).gathered
 
     def gradient_of(self, path: Address, variable: Any) -> int | None:
         """The position of the parameter that a variable is the gradient of."""
@@ -99,13 +115,16 @@ def num_bytes(variable: Any) -> int:
     return math.prod(jaxprs.shape_of(variable)) * getattr(dtype, "itemsize", 8 if dtype is not None else 0)
 
 
-def place(program: Program, mesh: MeshSpec, leaves: Sequence[PlannedLeaf]) -> Placement:
+def place(
+    program: Program, mesh: MeshSpec, leaves: Sequence[PlannedLeaf], *, gathered: Gathered | None = None
+) -> Placement:
     """Splits all values of a loss's, or a gradient's, program as the plan splits its leaves.
 
     Args:
       program: as `programs.gradient_program` makes it: its outputs after the first are the parameters' gradients.
       mesh: of the plan.
       leaves: of its inputs: the parameters, then the batch.
+      gathered: the parameters that are gathered before the program begins; their gradients are stored in parts.
     """
     walk = _Walk(leaves)
     # Of a microbatch's program the batch is smaller than the plan's.
@@ -115,7 +134,8 @@ def place(program: Program, mesh: MeshSpec, leaves: Sequence[PlannedLeaf]) -> Pl
         for i, (leaf, shape) in enumerate(zip(leaves, shapes, strict=True))
     ]
     walk.run(program, inputs, ())
-    resolved = _Resolved(walk, mesh, inputs)
+    gathered = gathered or {}
+    resolved = _Resolved(walk, mesh, inputs, gathered)
     gradients: dict[Key, int] = {}
     num_params = sum(leaf.role == "parameter" for leaf in leaves)
     if len(program.outputs) == num_params + 1:
@@ -128,7 +148,7 @@ def place(program: Program, mesh: MeshSpec, leaves: Sequence[PlannedLeaf]) -> Pl
             split = dataclasses.replace(split, stored=resolved.stored_axes(of, split))
         splits[key] = split
     data = frozenset(key for key, value in walk.values.items() if value.is_data)
-    return Placement(mesh, splits, data, gradients)
+    return Placement(mesh, splits, data, gradients, gathered)
 
 
 class _Walk:
@@ -220,8 +240,9 @@ class _Walk:
 class _Resolved:
     """What the factors say in the end: which axes each of them is split over."""
 
-    def __init__(self, walk: _Walk, mesh: MeshSpec, inputs: Sequence[Value]):
+    def __init__(self, walk: _Walk, mesh: MeshSpec, inputs: Sequence[Value], gathered: Gathered):
         self._factors, self._leaves, self._inputs, self._mesh = walk.notes.factors, walk.leaves, inputs, mesh
+        self._gathered = gathered
         # The axes of a factor, and those of a leaf's dims over which it is only stored.
         self._axes: dict[int, DimAxes] = {}
         self._stored: list[list[DimAxes]] = []
@@ -245,6 +266,8 @@ class _Resolved:
         if value.is_data or len(value.origins) != 1:
             return split
         (origin,) = value.origins
+        if origin in self._gathered:
+            return dataclasses.replace(split, gathered=True)
         return dataclasses.replace(split, stored=self._stored_axes(origin, value, split))
 
     def stored_axes(self, parameter: int, split: Split) -> DimAxes:

@@ -54,6 +54,11 @@ class Traffic:
             totals[(c.kind, c.axes)] += c.bytes_moved
         return dict(totals)
 
+    def __add__(self, other: "Traffic") -> "Traffic":
+        """Both."""
+        found = (*self.collectives, *other.collectives)
+        return Traffic(collectives=tuple(sorted(found, key=lambda c: -c.bytes_moved)))
+
     def times(self, number: int) -> "Traffic":
         """The traffic of as many microbatches."""
         return Traffic(

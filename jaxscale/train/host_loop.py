@@ -77,7 +77,7 @@ class HostLoop:
         self._last_save = time.monotonic()
         self._speed.begin(progress.step)
         self._programs = StepPrograms(
-            make_step(setup.placement.loss, setup.identity, setup.placement.slices),
+            make_step(setup.placement.loss, setup.identity, setup.placement.slices, setup.placement.gathered),
             state_shardings=setup.placement.state_shardings,
             batch_shardings=setup.placement.batch_shardings,
             metrics_sharding=setup.placement.metrics_sharding,

@@ -15,6 +15,8 @@ from jaxscale.train.objective import Objective
 from jaxscale.train.optimizer import AdamWConfig
 from jaxscale.train.spikes import SpikeConfig
 
+GatherWeights = Literal["microbatch", "step"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingIdentity:
@@ -81,7 +83,9 @@ class TrainingIdentity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """How a run is operated: all may change on resume, and none changes what is computed (a mesh only rounds it).
+    """How a run is operated: all may change on resume, and none changes what is computed.
+
+    A mesh, and when weights are gathered, only round it.
 
     Attributes:
       mesh: as in `fsdp=4,tensor=2`; empty for all devices on `data`.
@@ -97,6 +101,9 @@ class Operation:
       compile_cache: a folder for compiled programs, `auto` (in the user's cache folder) or `off`; several CPU devices
         do without one.
       tensorboard: whether TensorBoard files are written too; needs the extra `tensorboard`.
+      gather_weights: when weights that are stored in parts over `fsdp` are gathered: in every `microbatch`, forward and
+        backward, or once per `step` for all of its microbatches, which moves less and holds a copy of them for as long;
+        the same where grad_accum is 1.
     """
 
     mesh: str = ""
@@ -111,6 +118,7 @@ class Operation:
     tensorboard: bool = False
     checkpoint_every_s: float | None = typed_json.added(None)
     profile: str = typed_json.added("")
+    gather_weights: GatherWeights = typed_json.added("microbatch")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):

@@ -85,7 +85,7 @@ def train(
                 objective=objective,
                 identity=identity,
                 operation=operation,
-                placement=place(objective, identity, mesh),
+                placement=place(objective, identity, mesh, operation.gather_weights),
                 folder=folder,
                 checkpoints=Checkpoints(
                     folder.checkpoints, keep_last=operation.keep_last, keep_every=operation.keep_every_steps

@@ -9,18 +9,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxscale.cost.programs import microbatch_of
+from jaxscale.cost.programs import forward_program, microbatch_of
 from jaxscale.errors import UsageError
 from jaxscale.mesh import spec_of
 from jaxscale.nn.attention_choice import AttentionSetting
 from jaxscale.nn.attention_kernels import described
 from jaxscale.sharding.derive import derive
+from jaxscale.sharding.gathered import GatheredWeights, gathered_weights
 from jaxscale.sharding.layouts import Layouts
 from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan, replicated
 from jaxscale.sharding.reorder import restore_on_mesh, store_on_mesh
 from jaxscale.train.batch_shapes import BatchShapes, Bucket, bucket_of, bucket_text, check_divides
-from jaxscale.train.job import TrainingIdentity
+from jaxscale.train.job import GatherWeights, TrainingIdentity
 from jaxscale.train.objective import AveragesParts, Batch, KnowsMesh, Objective, Params
 from jaxscale.train.pinned_loss import pinned_loss, planned_inputs, planned_loss
 from jaxscale.train.randomness import named_key
@@ -39,6 +40,7 @@ class Placement:
       loss: the objective's, its activations pinned, of parameters as they are stored.
       attention: what computes it in that loss, and why, for people.
       slices: the same by slice; None on one slice, or where the loss is no mean of its parts'.
+      gathered: how weights are gathered once for all microbatches; None where each gathers them.
       state: `jax.ShapeDtypeStruct` leaves.
       state_shardings: a tree like the state.
       layouts: of the state's leaves that are stored in another order than the logical, by position.
@@ -52,6 +54,7 @@ class Placement:
     loss: LossFn
     attention: tuple[str, ...]
     slices: SliceGradients | None
+    gathered: GatheredWeights | None
     state: State
     state_shardings: Any
     layouts: Layouts
@@ -125,13 +128,16 @@ class Placement:
         return made
 
 
-def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Placement:
+def place(
+    objective: Objective, identity: TrainingIdentity, mesh: Mesh, gather_weights: GatherWeights = "microbatch"
+) -> Placement:
     """Plans a run on a mesh, for every batch that the objective can make; nothing is computed but shapes.
 
     Args:
       objective: what is trained.
       identity: its batch and optimizer.
       mesh: where it runs.
+      gather_weights: see `Operation`.
 
     Raises:
       UsageError: a batch can't be cut as grad_accum and the mesh ask, or be computed as the plan says.
@@ -151,13 +157,17 @@ def place(objective: Objective, identity: TrainingIdentity, mesh: Mesh) -> Place
     largest = max(microbatches, key=_num_values)
     inputs, optimizer = planned_inputs(largest, key), identity.optimizer.transformation()
     plan = derive(planned_loss(objective.loss), state["params"], inputs, spec, optimizer=optimizer)
-    attention = identity.attention
+    attention, gathered = identity.attention, None
+    if gather_weights == "step" and identity.grad_accum > 1:
+        program = forward_program(lambda *args: planned_loss(objective.loss)(*args)[0], state["params"], inputs)
+        gathered = gathered_weights(plan, mesh, state["params"], program)
     return Placement(
         mesh=mesh,
         plan=plan,
         loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key, attention=attention),
         attention=described(planned_loss(objective.loss), plan, mesh, attention, state["params"], inputs),
-        slices=_slices(objective, attention, plan, mesh, state["params"], microbatches, key),
+        slices=_slices(objective, attention, plan, mesh, state["params"], microbatches, key, gathered),
+        gathered=gathered,
         state=state,
         state_shardings=plan.shardings(mesh, state),
         layouts=plan.layouts(state),
@@ -181,6 +191,7 @@ def _slices(
     params: Params,
     microbatches: Sequence[BatchShapes],
     key: Any,
+    gathered: GatheredWeights | None,
 ) -> SliceGradients | None:
     weight = objective.part_weight if isinstance(objective, AveragesParts) else None
     if plan.mesh.slice == 1 or weight is None:
@@ -191,6 +202,7 @@ def _slices(
         weight=weight,
         num_slices=plan.mesh.slice,
         batch_shardings=inside.shardings(mesh, microbatch_of(dict(largest), plan.mesh.slice)),
+        parameter_shardings=inside.shardings(mesh, params) if gathered is None else gathered.whole,
         gradient_shardings=inside.shardings(mesh, params),
     )
 

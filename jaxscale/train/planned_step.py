@@ -9,12 +9,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxscale.cost.programs import microbatch_of
+from jaxscale.cost.programs import forward_program, microbatch_of
 from jaxscale.mesh import MeshSpec
 from jaxscale.nn.attention_choice import AttentionSetting
 from jaxscale.nn.attention_kernels import replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.derive import derive
+from jaxscale.sharding.gathered import GatheredWeights, gathered_weights
 from jaxscale.sharding.limits import DEFAULT_LIMITS, Limits
 from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan
@@ -107,8 +108,28 @@ def derive_step(step: PlannedStep, mesh: MeshSpec, *, limits: Limits = DEFAULT_L
     return derive(step.loss, step.params, step.microbatch, mesh, optimizer=step.optimizer, limits=limits)
 
 
+def weights_of_step(step: PlannedStep, plan: ShardingPlan, mesh: Mesh) -> GatheredWeights | None:
+    """How the weights are gathered once for all microbatches; None for one of these, or where `fsdp` splits nothing.
+
+    Args:
+      step: what is computed.
+      plan: of `derive_step`.
+      mesh: of the plan's spec.
+    """
+    if step.grad_accum == 1:
+        return None
+    program = forward_program(step.loss, step.params, step.microbatch)
+    made: GatheredWeights | None = gathered_weights(plan, mesh, step.params, program)
+    return made
+
+
 def slice_gradients(
-    step: PlannedStep, plan: ShardingPlan, mesh: Mesh, *, attention: AttentionSetting = "plain"
+    step: PlannedStep,
+    plan: ShardingPlan,
+    mesh: Mesh,
+    *,
+    attention: AttentionSetting = "plain",
+    gathered: GatheredWeights | None = None,
 ) -> SliceGradients | None:
     """How the slices of a mesh compute the step's gradient apart; None on one slice, or where they can't.
 
@@ -117,6 +138,7 @@ def slice_gradients(
       plan: of `derive_step`.
       mesh: of the plan's spec.
       attention: what computes it.
+      gathered: how the weights are gathered once for all microbatches; None where each gathers them.
     """
     if plan.mesh.slice == 1 or step.part_weight is None:
         return None
@@ -128,8 +150,15 @@ def slice_gradients(
         weight=step.part_weight,
         num_slices=plan.mesh.slice,
         batch_shardings=inside.shardings(mesh, part),
+        parameter_shardings=inside.shardings(mesh, step.params) if gathered is None else gathered.whole,
         gradient_shardings=inside.shardings(mesh, step.params),
     )
+
+
+def gathers_once(job: "PlannableJob") -> bool:
+    """Whether the job's microbatches share weights that are gathered once; not where it doesn't say."""
+    operation: Operation | None = getattr(job, "operation", None)
+    return operation is not None and operation.gather_weights == "step"
 
 
 class PlannableJob(Protocol):

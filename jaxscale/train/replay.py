@@ -77,7 +77,7 @@ def replay(objective: Objective, identity: TrainingIdentity, operation: Operatio
     start = max((known for known in checkpoints.steps() if known < step), default=0)
     if start == 0 and job.forked_from is not None:
         raise UsageError(f"--step {step}: {run} was forked, and its checkpoints before that step are gone")
-    placement = place(objective, identity, mesh_from_text(operation.mesh))
+    placement = place(objective, identity, mesh_from_text(operation.mesh), operation.gather_weights)
     newest = checkpoints.latest()
     if start:
         state, progress = restore(checkpoints, start, placement)
@@ -119,7 +119,7 @@ class _Steps:
     def __init__(self, objective: Objective, identity: TrainingIdentity, placement: Placement) -> None:
         self._objective, self._placement = objective, placement
         self._programs = StepPrograms(
-            make_step(placement.loss, identity, placement.slices),
+            make_step(placement.loss, identity, placement.slices, placement.gathered),
             state_shardings=placement.state_shardings,
             batch_shardings=placement.batch_shardings,
             metrics_sharding=placement.metrics_sharding,

@@ -8,6 +8,7 @@ from typing import Any
 from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.train.data_order import DataOrder
+from jaxscale.train.job import GatherWeights
 from jaxscale.train.result import Best
 
 _NUM_STEPS = "training.num_steps"
@@ -131,6 +132,8 @@ class Progress:
     # Of the steps just before, as many as a spike is judged by; and the spikes that were rolled back from.
     recent_losses: tuple[float, ...] = typed_json.added(())
     num_rollbacks: int = typed_json.added(0)
+    # Of the operation, as the mesh is: it rounds the sum of the gradient.
+    gather_weights: GatherWeights = typed_json.added("microbatch")  # noqa: RUF009
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""

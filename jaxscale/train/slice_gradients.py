@@ -29,20 +29,22 @@ class SliceGradients:
       weight: of a part.
       num_slices: of the mesh.
       batch_shardings: of a part, by leaf.
-      gradient_shardings: where the parameters are; a tree like them.
+      parameter_shardings: where the parameters are that the loss is computed with; a tree like them.
+      gradient_shardings: where the gradient is to be.
     """
 
     loss: Callable[..., Any]
     weight: Weight
     num_slices: int
     batch_shardings: Mapping[str, NamedSharding]
+    parameter_shardings: Any
     gradient_shardings: Any
 
     def value_and_grad(self, params: Params, microbatch: Mapping[str, jax.Array], key: PRNGKeyArray) -> Any:
         """As `jax.value_and_grad(loss, has_aux=True)`, every leaf [slices ...] and yet to be added up over them.
 
         Args:
-          params: parameters, as they are stored.
+          params: parameters, where `parameter_shardings` says.
           microbatch: leaves [B ...], B divisible by the slices.
           key: the same for every part.
         """
@@ -58,7 +60,7 @@ class SliceGradients:
         # A copy of the parameters for every slice, which no device makes: it has its slice's already. With one for all
         # of them XLA looks rows of a table up for all slices at once, and sends them between the slices.
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_slices, *x.shape)), params)
-        copies = per_slice.kept_apart(copies, self.gradient_shardings)
+        copies = per_slice.kept_apart(copies, self.parameter_shardings)
         of_parts = per_slice.for_each(frozen.value_and_grad(weighted, has_aux=True))
         values, gradient = of_parts(copies, parts, shares)
         return values, per_slice.kept_apart(gradient, frozen.trained(self.gradient_shardings))

@@ -59,6 +59,7 @@ def begin(setup: Setup) -> tuple[State, Progress]:
         mesh=str(spec_of(setup.placement.mesh)),
         past_sha256=past_sha256(setup.job.identity),
         order=DataOrder(),
+        gather_weights=setup.operation.gather_weights,
     )
     require_space(setup)
     latest = setup.checkpoints.latest()
@@ -180,8 +181,12 @@ def _described(tree: Any) -> dict[str, str]:
 
 
 def _environment_changes(saved: Progress, now: Progress) -> list[str]:
-    mesh = [] if saved.mesh == now.mesh else [f"mesh: was {saved.mesh}, is {now.mesh}"]
-    return mesh + differences(saved.environment, now.environment)
+    ours = [
+        f"{name}: was {getattr(saved, name)}, is {getattr(now, name)}"
+        for name in ("mesh", "gather_weights")
+        if getattr(saved, name) != getattr(now, name)
+    ]
+    return ours + differences(saved.environment, now.environment)
 
 
 def _lines(found: list[Change]) -> list[str]:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxscale import frozen
+from jaxscale.sharding.gathered import GatheredWeights
 from jaxscale.sharding.per_slice import added_up
 from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.objective import Params
@@ -21,7 +22,10 @@ Metrics = dict[str, jax.Array]
 
 
 def make_step(
-    loss_fn: LossFn, identity: TrainingIdentity, slices: SliceGradients | None = None
+    loss_fn: LossFn,
+    identity: TrainingIdentity,
+    slices: SliceGradients | None = None,
+    gathered: GatheredWeights | None = None,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, Metrics]]:
     """The step `(state, batch) -> (state, metrics)` that minimises a loss.
 
@@ -34,12 +38,15 @@ def make_step(
       loss_fn: the mean loss of a batch or a microbatch, and its metrics; see `Objective.loss`.
       identity: microbatches and optimizer.
       slices: the same loss by slice, so that slices meet once per step; None for a mesh of one, or another loss.
+      gathered: how weights are gathered once for all microbatches; None to gather them in each.
     """
     optimizer = identity.optimizer.transformation()
 
     def step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
         key = step_key(identity.seed, "loss", state["step"])
-        (loss, extra), grads = accumulated_gradient(loss_fn, identity.grad_accum, state["params"], batch, key, slices)
+        (loss, extra), grads = accumulated_gradient(
+            loss_fn, identity.grad_accum, state["params"], batch, key, slices, gathered
+        )
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         grads = _clip(grads, grad_norm, identity.optimizer.max_grad_norm)
@@ -69,12 +76,15 @@ def accumulated_gradient(
     batch: Mapping[str, jax.Array],
     key: PRNGKeyArray,
     slices: SliceGradients | None = None,
+    gathered: GatheredWeights | None = None,
 ) -> tuple[tuple[Float[Array, ""], dict[str, Float[Array, ""]]], Params]:
     """Loss, the objective's metrics and the gradient, each the mean over `grad_accum` microbatches, in float32.
 
     Microbatch i holds the examples i, i + grad_accum, ...: a device that has a run of the batch has an equal run of
     every microbatch, so that cutting moves nothing between devices. With `slices` each slice accumulates a gradient of
-    its own, and these are added up at the end.
+    its own, and these are added up at the end. With `gathered` the microbatches share one copy of the weights; the
+    gradient of each is scattered to where the parameters are stored before it is added, so that the sum is kept in
+    parts. One microbatch has nobody to share with and is computed as without.
 
     Args:
       loss_fn: the mean loss of a batch, and its metrics.
@@ -83,11 +93,15 @@ def accumulated_gradient(
       batch: leaves [B, ...], B divisible by `grad_accum`.
       key: of the step; each microbatch's has its number folded in.
       slices: the same loss by slice; None to compute a microbatch whole.
+      gathered: how the copy is made; None to compute with the parameters as they are stored.
     """
     value_and_grad = frozen.value_and_grad(loss_fn, has_aux=True) if slices is None else slices.value_and_grad
     if grad_accum == 1:
         result = value_and_grad(params, batch, key)
         return result if slices is None else added_up(result)
+    if gathered is not None:
+        value_and_grad = gathered.of_copies(value_and_grad, of_slices=slices is not None)
+        params = gathered.copies(params)
     microbatches = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // grad_accum, grad_accum, *x.shape[1:]).swapaxes(0, 1), dict(batch)
     )

@@ -10,14 +10,13 @@ import tyro
 from jaxscale.cost.chips import Chip, chip_of_topology
 from jaxscale.cost.estimate import trace_programs
 from jaxscale.cost.memory import MemoryUse, count_memory
-from jaxscale.cost.placement import place
 from jaxscale.errors import MachineError, UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.observe.report import write_report
 from jaxscale.sharding import jaxprs, rewrite
 from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.plan import ShardingPlan
-from jaxscale.train.planned_step import PlannedStep, derive_step
+from jaxscale.train.planned_step import PlannedStep, derive_step, gathers_once
 from launch.explain_page import explain_page
 
 
@@ -73,6 +72,7 @@ class Command:
         plan = derive_step(step, spec)
         sources = _sources(step, plan)
         print("\n".join([plan.render(every_leaf=self.every_leaf, sources=sources), *step.notes]))
+        print(f"\n{_gathering(step, plan, gathers_once(self.job))}")
         if self.html is not None:
             self._draw(self.html, step, plan, chip, sources)
         report: dict[str, Any] = plan.to_json()
@@ -80,7 +80,7 @@ class Command:
 
     def _draw(self, path: Path, step: PlannedStep, plan: ShardingPlan, chip: Chip, sources: dict[Address, str]) -> None:
         name = self.recipe.rpartition(":")[2] or self.recipe
-        page = explain_page(name, plan, _memory(step, plan), chip, sources)
+        page = explain_page(name, plan, _memory(step, plan, gathers_once(self.job)), chip, sources)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_report(path, page)
@@ -89,12 +89,22 @@ class Command:
         print(f"\ndrawn in {path}")
 
 
-def _memory(step: PlannedStep, plan: ShardingPlan) -> MemoryUse:
+def _gathering(step: PlannedStep, plan: ShardingPlan, once: bool) -> str:
+    """When the weights are gathered."""
+    if plan.mesh.fsdp == 1:
+        return "no weight is stored over fsdp, so that none is gathered"
+    if step.grad_accum == 1:
+        return "weights stored over fsdp are gathered where they are read, forward and backward"
+    when = "once per step, for all of its" if once else "forward and backward, in each of the"
+    return f"weights stored over fsdp are gathered {when} {step.grad_accum} microbatches"
+
+
+def _memory(step: PlannedStep, plan: ShardingPlan, gather_once: bool) -> MemoryUse:
     """What a device holds at the peak of a step."""
-    programs = trace_programs(step.loss, step.params, step.batch, num_microbatches=step.grad_accum)
-    leaves = [leaf for leaf in plan.leaves if leaf.role != "optimizer"]
-    placement = place(programs.gradient, plan.mesh, leaves)
-    return count_memory(programs.gradient, placement, plan, num_microbatches=step.grad_accum)
+    programs = trace_programs(
+        step.loss, step.params, step.batch, num_microbatches=step.grad_accum, gather_once=gather_once
+    )
+    return count_memory(programs.gradient, programs.place(plan), plan, num_microbatches=step.grad_accum)
 
 
 def _sources(step: PlannedStep, plan: ShardingPlan) -> dict[Address, str]:

@@ -12,7 +12,7 @@ from jaxscale.cost.estimate import estimate_step, trace_programs
 from jaxscale.errors import DoesNotFitError, UsageError
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.rematerialization import refuse
-from jaxscale.train.planned_step import derive_step
+from jaxscale.train.planned_step import derive_step, gathers_once
 from launch.compile_recipe import CompiledRecipe, CompileRequest, compile_recipe
 from launch.plan_report import PlanReport
 
@@ -73,12 +73,31 @@ class Command:
         step = self.job.planned_step().on(spec)
         plan = derive_step(step, spec)
         compiled = self._compiled(topology, spec)
-        programs = trace_programs(step.loss, step.params, step.batch, num_microbatches=step.grad_accum)
+        programs = trace_programs(
+            step.loss,
+            step.params,
+            step.batch,
+            num_microbatches=step.grad_accum,
+            gather_once=gathers_once(self.job),
+        )
         estimate = estimate_step(programs, plan, topology, num_tokens=step.num_tokens)
         report = PlanReport(estimate=estimate, compiled=compiled, changes=(), notes=step.notes)
         if report.fits is False:
-            changes = propose_changes(step.loss, step.params, step.batch, step.optimizer, plan, estimate)
+            changes = propose_changes(
+                step.loss,
+                step.params,
+                step.batch,
+                step.optimizer,
+                plan,
+                estimate,
+                gather_once=programs.gather_once,
+            )
             report = dataclasses.replace(report, changes=changes)
+        elif estimate.num_microbatches > 1 and not programs.gather_once:
+            other = dataclasses.replace(programs, gather_once=True)
+            report = dataclasses.replace(
+                report, gathered_once=estimate_step(other, plan, topology, num_tokens=step.num_tokens)
+            )
         print(report.render())
         found = {**report.to_json(), "sharding": plan.to_json()}
         if report.fits is False:

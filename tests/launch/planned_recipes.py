@@ -112,3 +112,21 @@ def bare() -> BareJob:
 
 def nothing_to_plan() -> str:
     return "no job"
+
+
+def small_llama() -> LanguageModelJob:
+    """4 layers, 512 wide, in bfloat16; 4 microbatches."""
+    return LanguageModelJob(
+        transformer=decoder_config(
+            num_layers=4, d_model=512, num_heads=8, num_kv_heads=8, d_ff=1536, vocab_size=4096, max_positions=128
+        ),
+        sequence_length=128,
+        training=TrainingIdentity(
+            num_steps=10,
+            global_batch_size=64,
+            grad_accum=4,
+            compute_dtype="bfloat16",
+            optimizer=AdamWConfig(schedule=ScheduleConfig(kind="constant")),
+        ),
+        operation=Operation(mesh="fsdp=8"),
+    )

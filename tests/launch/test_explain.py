@@ -39,6 +39,22 @@ def test_devices_that_are_not_there_can_be_explained(capsys):
     assert "256 devices" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "gathered where they are read, forward and backward\n"),
+        (["--training.grad-accum", "2"], "gathered forward and backward, in each of the 2 microbatches\n"),
+        (
+            ["--training.grad-accum", "2", "--operation.gather-weights", "step"],
+            "gathered once per step, for all of its 2 microbatches\n",
+        ),
+    ],
+)
+def test_when_weights_are_gathered_is_said(flags, said, capsys):
+    assert cli.main(["explain", "two_tower_tiny", "--mesh", "data=2,fsdp=2", *flags]) == 0
+    assert f"weights stored over fsdp are {said}" in capsys.readouterr().out
+
+
 def test_an_optional_part_that_the_recipe_has_is_flags(capsys):
     words = ["explain", "mixtral_8x7b", "--mesh", "expert=4", "--transformer.experts.num-experts", "4"]
     assert cli.main(words) == 0

@@ -67,6 +67,25 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(plan, "compile_recipe", compile_recipe)
 
 
+def test_when_weights_are_gathered_is_said_and_what_copies_would_do(no_compiler, capsys):
+    words = ["plan", f"{RECIPES}:small_llama", "--topology", "v5e:2x4", "--no-compile"]
+    assert cli.main(words) == 0
+    each = capsys.readouterr().out
+    assert "4 microbatches, each of which gathers the weights stored over fsdp" in each
+    assert cli.main([*words, "--operation.gather-weights", "step"]) == 0
+    once = capsys.readouterr().out
+    assert "4 microbatches, for which the weights stored over fsdp are gathered once: 0.033 GiB of copies" in once
+    assert "--operation.gather-weights" not in once
+    (before,), (after,) = table(each)["all"], table(once)["all"]
+    (more,) = re.findall(
+        rf"weights take (.*) GiB more and a device sends {after} instead of {before}, as predicted: "
+        "--operation.gather-weights step",
+        each,
+    )
+    peaks = [float(table(text)["peak"][0].removesuffix(" GiB")) for text in (each, once)]
+    assert float(more) == pytest.approx(peaks[1] - peaks[0], abs=0.0011)
+
+
 def test_gpus_are_predicted_and_it_says_so(no_compiler, tmp_path, capsys):
     report = tmp_path / "plan.json"
     assert cli.main(["plan", TINY, "--topology", "h100:8", "--json", str(report)]) == 0

@@ -10,15 +10,15 @@ from jaxscale.train.state import place_new_state
 from jaxscale.train.step import make_step
 
 
-def placed(objective, identity, mesh_text):
+def placed(objective, identity, mesh_text, gather_weights="microbatch"):
     """The placement of a run on as many emulated devices as the mesh has."""
     spec = MeshSpec.parse(mesh_text)
-    return place(objective, identity, make_mesh(spec, jax.devices()[: spec.num_devices]))
+    return place(objective, identity, make_mesh(spec, jax.devices()[: spec.num_devices]), gather_weights)
 
 
-def losses(objective, identity, mesh_text, num_steps):
+def losses(objective, identity, mesh_text, num_steps, gather_weights="microbatch"):
     """The loss of each step."""
-    placement = placed(objective, identity, mesh_text)
+    placement = placed(objective, identity, mesh_text, gather_weights)
     key = named_key(identity.seed, "params")
     state = place_new_state(
         lambda: objective.init_params(key),
@@ -27,7 +27,7 @@ def losses(objective, identity, mesh_text, num_steps):
         placement.layouts,
     )
     programs = StepPrograms(
-        make_step(placement.loss, identity),
+        make_step(placement.loss, identity, placement.slices, placement.gathered),
         state_shardings=placement.state_shardings,
         batch_shardings=placement.batch_shardings,
         metrics_sharding=placement.metrics_sharding,

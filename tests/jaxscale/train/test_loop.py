@@ -236,6 +236,18 @@ def test_given_parameters_are_what_the_run_begins_with(whole, tmp_path):
         go(tiny.job(num_steps=1, eval_every_steps=1), tmp_path / "run")
 
 
+def test_weights_gathered_at_another_time_are_said(whole, tmp_path):
+    job, *_ = whole
+    objective = Signalled(objective=job.objective(), number=signal.SIGTERM, phase="batch", at=7)
+    with pytest.raises(Preempted):
+        go(job, tmp_path / "run", objective=objective)
+    changed = dataclasses.replace(job.operation, gather_weights="step")
+    go(dataclasses.replace(job, operation=changed), tmp_path / "run")
+    said = events(tmp_path / "run", "resumed")[0]
+    assert not said["bitwise"]
+    assert said["environment_changes"] == ["gather_weights: was microbatch, is step"]
+
+
 def test_a_changed_mesh_is_said_and_sees_the_same_batches(whole, tmp_path):
     job, whole_out, result = whole
     objective = Signalled(objective=job.objective(), number=signal.SIGTERM, phase="batch", at=7)
