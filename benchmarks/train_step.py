@@ -5,7 +5,8 @@ Command: python benchmarks/train_step.py --peers .venv-peers/bin/python --out be
 6 layers 256 wide, 32,768 tokens in the vocabulary, 8 rows of 512 tokens a step, AdamW, clipping, no dropout, tied
 output: the recipe `gpt2_12m`. One JSON row per figure, medians of several turns. Both sides have the same cores, random
 tokens, and weights and optimizer in float32. bfloat16 is that of matrix products; torch's autocast chooses what else it
-is for.
+is for. Our process has huge pages, as `jaxscale train` starts itself with them (`jaxscale.host_memory`); torch runs as
+it comes.
 
 The last row sets our step on 8 emulated devices (fsdp=8, float32, no chunks, which such a mesh pays for) beside the one
 on one device: the same cores do the same arithmetic, so what is lost is what sharding costs there.
@@ -23,6 +24,8 @@ from typing import Any
 
 from line_process import LineProcess
 
+from jaxscale.host_memory import TUNABLE
+
 HERE = Path(__file__).resolve().parent
 DTYPES = ("float32", "bfloat16")
 SHAPE = {"num_layers": 6, "d_model": 256, "num_heads": 4, "vocab_size": 32768, "length": 512, "num_rows": 8}
@@ -34,6 +37,7 @@ def ours(mesh: str, chunk_tokens: int | None) -> LineProcess:
     environment = {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parent),
+        "GLIBC_TUNABLES": TUNABLE,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}" if mesh != "data=1" else "",
     }
     words = (json.dumps(SHAPE), mesh, json.dumps(chunk_tokens))

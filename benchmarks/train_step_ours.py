@@ -1,7 +1,6 @@
 """Our side of benchmarks/train_step.py: the steps of `jaxscale train` without the loop, one request a line.
 
-As `jaxscale train` does on CPU, it keeps freed memory in the process (`jaxscale.host_memory`). A request and its answer
-are those of train_step_peer.py.
+A request and its answer are those of train_step_peer.py.
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ import jax
 import numpy as np
 
 from configs import gpt
-from jaxscale.host_memory import keep_freed_memory
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.train.placement import place
 from jaxscale.train.programs import StepPrograms
@@ -86,7 +84,6 @@ class Trained:
 
 
 def main() -> None:
-    keep_freed_memory()
     shape, mesh, chunk_tokens = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     trained: dict[str, Trained] = {}
     print(json.dumps({"jax": jax.__version__}), flush=True)

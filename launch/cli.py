@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        code = _run(words)
+        code = _run(words, may_restart=argv is None)
         sys.stdout.flush()
         return code
     except JaxscaleError as error:
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], *, may_restart: bool) -> int:
     flags, words = _split_global_flags(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
@@ -142,6 +142,8 @@ def _run(words: list[str]) -> int:
         return 0
     _check_packages_are_ours()
     verb, rest = _split_verb(words)
+    if may_restart and verb in _TRAINING_VERBS and (flags.num_devices is not None or host_memory.computes_on_cpu()):
+        host_memory.restart_with_huge_pages()
     _prepare_process(verb, flags)
     module = importlib.import_module(f"launch.verbs.{VERBS[verb][0]}")
     command = parse(verb, module, rest)
@@ -260,8 +262,6 @@ def _prepare_process(verb: str, flags: GlobalFlags) -> None:
             os.environ["XLA_FLAGS"] = f"{flags_before} --xla_cpu_multi_thread_eigen=false".strip()
     if flags.num_devices is not None:
         importlib.import_module("jaxscale.emulation").emulate_cpu_devices(flags.num_devices)
-    if verb in _TRAINING_VERBS and "jax" not in sys.modules and host_memory.computes_on_cpu():
-        host_memory.keep_freed_memory()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 

@@ -71,8 +71,8 @@ class Command:
         step = self.job.planned_step().on(spec)
         plan = derive_step(step, spec)
         sources = _sources(step, plan)
-        print("\n".join([plan.render(every_leaf=self.every_leaf, sources=sources), *step.notes]))
-        print(f"\n{_gathering(step, plan, gathers_once(self.job))}")
+        rendered = plan.render(every_leaf=self.every_leaf, sources=sources)
+        print("\n".join([rendered, "", _gathering(step, plan, gathers_once(self.job)), *step.notes]))
         if self.html is not None:
             self._draw(self.html, step, plan, chip, sources)
         report: dict[str, Any] = plan.to_json()
