@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxscale import host_memory
 from jaxscale.errors import JaxscaleError, MachineError, UsageError
-from launch.processes import is_first_process
+from launch.processes import end_alone, is_first_process, is_one_of_several
 
 # verb -> (module in launch/verbs, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -61,6 +61,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "checks any committed directory, bit by bit"),
 }
 
+# Codes of a process that may have failed alone; with the others all processes of a job end together.
+_FAILURES = range(1, 8)
+
 # As a shell reports a program that SIGPIPE ended: the verb may not have come to its end.
 _READER_LEFT = 141
 
@@ -96,6 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the words after the program's name; those of this process when None.
     """
+    code = _code_of(argv)
+    if code in _FAILURES and argv is None and is_one_of_several():
+        end_alone(code)
+    return code
+
+
+def _code_of(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _HEARTBEATS, _INTERVAL, _STALL = "JAXSCALE_HEARTBEATS", "JAXSCALE_HEARTBEAT_S", 
 STACKS_SIGNAL = signal.SIGUSR2
 # jax ends all processes when one has been silent so long. The watchdog names it long before.
 _HEARTBEAT_TIMEOUT_S = 100
+# Between the first process's failure and its end.
+_OTHERS_END_S = 2.0
 # More patient than on one machine: a restart of a pod is dear, and what compiles there is large.
 _POD_HEARTBEAT_S, _POD_STALL_S = 5.0, 1800.0
 
@@ -103,6 +106,24 @@ def _seconds(name: str, default: float) -> float:
 def is_first_process() -> bool:
     """Whether this process speaks for all: it is the first of several, or the only one."""
     return os.environ.get(_ID, "0") == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was told that it is one of a job's."""
+    return _ID in os.environ
+
+
+def end_alone(code: int) -> None:
+    """Ends this process at once, without what Python and jax do at an end.
+
+    One that has failed by itself must not wait for the others, as jax does at exit: they may wait for it, in the midst
+    of a save. The first process gives those that fail too the time to say so, since jax ends them when it is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first_process():
+        time.sleep(_OTHERS_END_S)
+    os._exit(code)
 
 
 @contextlib.contextmanager
