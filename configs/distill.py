@@ -17,7 +17,7 @@ def distill_query_tower() -> DistillationJob:
     Command: jaxscale distill distill_query_tower --teacher.retriever RUN --teacher.vectors VECTORS --data.folder BEIR
       --student.num-layers 3 --out STUDENT
     Hardware, time, expected: not measured as a whole. 800 steps are 10 passes over 41,000 queries; a step of 3 layers
-      of 384 dims and 16 tokens took 1.2 s at best on 2 CPU cores with bfloat16 dot products and much other work. The
+      of 384 dims and 16 tokens took 1.2 s at best on 2 CPU cores with bfloat16 dot products. The
       buckets are for questions of 13 tokens in the mean, 99 % of them of at most 25.
     """
     return DistillationJob(

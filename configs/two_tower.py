@@ -63,7 +63,7 @@ def two_tower_minilm() -> MinedTowerJob:
     Hardware: 2 CPU cores with bfloat16 dot products, 5 GB of memory (measured at its peak: 4.4; 7.1 with 64 pairs a
       step); made for about 23,000 passages and 41,000 questions.
     Time: planned for 60 minutes, a fifth of them for mining, and not measured whole: 17,920 pairs, each with a mined
-      negative, .4 of an epoch. On cores shared with five other processes a step of 32 pairs took 9 s.
+      negative, .4 of an epoch.
     Expected: never trained to its end. The temperature is the scale of 20 that the model was trained with; the margin,
       .95 of the positive's score, is that of de Souza Moreira et al. 2024, section 3, https://arxiv.org/abs/2407.15831.
     """
@@ -123,7 +123,7 @@ def two_tower_bert_small_query() -> DualTowerJob:
     """A query tower of 2 layers, 128 wide, beside a document tower of BERT base size: documents are encoded once.
 
     Command: jaxscale train two_tower_bert_small_query --data.folder BEIR --init-from BERT --out RUN
-    `--init-from` is the document tower's model and both towers' tokenizer, for which the query tower has 30,522 rows;
+    `--init-from` is the document tower's model and both towers' tokenizer, for which the query tower has 30,522 rows.
     From two models: `jaxscale train two_tower_bert_base --init-from BERT --towers.query-init-from SMALL
       --towers.no-shared --towers.projection-dim 256 ...`; SMALL may have a tokenizer of its own.
     Hardware, time, expected: never trained.

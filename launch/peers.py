@@ -27,6 +27,8 @@ from launch.restarts import LOST_PEER
 
 _BEATS, _VERDICT, _READ_BY = "jaxscale/beats", "jaxscale/verdict", "jaxscale/verdict_read_by"
 _FIRST = 0
+# Of a log that has been closed, or whose reader has left.
+_NOBODY_READS = (OSError, ValueError)
 # Of a beat: between two exchanges with the service, and two looks at what they brought.
 _EXCHANGE, _LOOK = 0.5, 0.25
 
@@ -130,18 +132,22 @@ class Peers:
 
     def _end(self, verdict: str, lost: set[int]) -> None:
         """Says who can't go on, shows where this process stands, and ends it, the first one after all others."""
-        if self._rank == _FIRST:
-            self._job.put(_VERDICT, verdict)
-        for line in verdict.splitlines():
-            self._say(line)
-        self._say(f"the stacks of process {self._rank}, which can't go on and ends with code {LOST_PEER}:")
-        faulthandler.dump_traceback(file=self._log, all_threads=True)
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
+        try:
+            if self._rank == _FIRST:
+                self._job.put(_VERDICT, verdict)
+            for line in verdict.splitlines():
+                self._say(line)
+            self._say(f"the stacks of process {self._rank}, which can't go on and ends with code {LOST_PEER}:")
+            with contextlib.suppress(*_NOBODY_READS):
+                faulthandler.dump_traceback(file=self._log, all_threads=True)
             if self._rank == _FIRST:
                 self._wait_for_readers(lost)
             elif self._verdict:
                 self._job.put(f"{_READ_BY}/{self._rank}", "")
-        self._end_process(LOST_PEER)
+        except jax.errors.JaxRuntimeError:
+            pass  # the service is gone, and whom it would have told
+        finally:
+            self._end_process(LOST_PEER)
 
     def _wait_for_readers(self, lost: set[int]) -> None:
         """Until all others have read the verdict: jax aborts them without the service, which ends with this process."""
@@ -151,5 +157,6 @@ class Peers:
             time.sleep(_LOOK * self._heartbeat_s)
 
     def _say(self, text: str) -> None:
-        self._log.write(f"[watchdog] {text}\n")
-        self._log.flush()
+        with contextlib.suppress(*_NOBODY_READS):
+            self._log.write(f"[watchdog] {text}\n")
+            self._log.flush()

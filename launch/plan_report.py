@@ -68,6 +68,7 @@ class PlanReport:
             "compiled_bound": None if bound is None else typed_json.encode(bound),
             "changes": typed_json.encode(self.changes),
             "notes": list(self.notes),
+            "gathered_once": None if self.gathered_once is None else self.gathered_once.to_json(),
         }
 
     def render(self) -> str:

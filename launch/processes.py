@@ -82,6 +82,8 @@ def place_of_this_process() -> Place | None:
         if not text.isdecimal():
             raise UsageError(f"{name}={text!r} must be a whole number")
     heartbeats = os.environ.get(_HEARTBEATS)
+    if heartbeats and not _seconds(_INTERVAL, _POD_HEARTBEAT_S):
+        raise UsageError(f"{_HEARTBEATS}={heartbeats} needs beats, but {_INTERVAL}=0 says none; use 1, or neither")
     return Place(
         coordinator=os.environ[_COORDINATOR],
         num_processes=int(numbers[_NUM]),

@@ -132,6 +132,11 @@ class Normed(nnx.Module):
         self.norm = nnx.BatchNorm(1, rngs=nnx.Rngs(key))
 
 
+class PartlyFrozen(nnx.Module):
+    def __init__(self, key):
+        self.frozen = nnx.Linear(1, 1, rngs=nnx.Rngs(key))
+
+
 class LinenNormed(flax.linen.Module):
     @flax.linen.compact
     def __call__(self, x):
@@ -142,6 +147,7 @@ class LinenNormed(flax.linen.Module):
     ("changes", "message"),
     [
         ({"model": Normed}, r"the model keeps .*BatchStat.* besides nnx\.Param"),
+        ({"model": PartlyFrozen}, "a part named 'frozen' at its top"),
         ({"model": Line(jax.random.key(0))}, "model: got Line, expected a Linen module, or a function"),
         ({"model": LinenNormed()}, "give `inputs`"),
         ({"model": LinenNormed(), "inputs": lambda batch: (batch["x"],)}, "keeps the collections batch_stats"),

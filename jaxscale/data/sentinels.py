@@ -5,13 +5,14 @@ from collections.abc import Mapping
 
 from jaxscale.data.tokenizer import Tokenizer
 
+FIRST_SENTINEL = "<extra_id_0>"
 _NAME = re.compile(r"(<extra_id_\d+>)")
 
 
 def sentinel_names(tokenizer: Tokenizer, vocab_size: int) -> dict[int, str]:
     """The ids in the order of their use, each with its name.
 
-    They are the tokenizer's own, where it has any; else the last ids of the model, which no text has.
+    They are the tokenizer's own, where it has the first of them; else the last ids of the model, which no text has.
 
     Args:
       tokenizer: of the texts.
@@ -19,7 +20,7 @@ def sentinel_names(tokenizer: Tokenizer, vocab_size: int) -> dict[int, str]:
     """
     num_beyond = vocab_size - tokenizer.vocab_size
     names = [f"<extra_id_{k}>" for k in range(vocab_size)]
-    if tokenizer.token_id(names[0]) is None:
+    if tokenizer.token_id(FIRST_SENTINEL) is None:
         return {vocab_size - 1 - k: names[k] for k in range(num_beyond)}
     ids = [tokenizer.token_id(name) for name in names]
     return {id: name for id, name in zip(ids, names, strict=True) if id is not None}

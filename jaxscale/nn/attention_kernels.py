@@ -160,7 +160,7 @@ def replacing(plan: ShardingPlan, mesh: Mesh, setting: AttentionSetting) -> Repl
 def described(
     loss: Callable[..., Any], plan: ShardingPlan, mesh: Mesh, setting: AttentionSetting, *arguments: Any
 ) -> tuple[str, ...]:
-    """What computes a loss's attention, and why, for people; nothing where it has none that a kernel could compute.
+    """What computes a loss's attention, and why, for people; where a platform has no kernel, that, whatever the model.
 
     Args:
       loss: traceable.

@@ -57,7 +57,7 @@ def merged(config: TransformerConfig, params: Params) -> tuple[TransformerConfig
 
     Args:
       config: the model; returned as it is where it has no factors.
-      params: its parameters, host arrays.
+      params: its parameters, host arrays, the layers stacked.
 
     Returns:
       The configuration without `lora`, and the parameters without factors; the products are summed in float64.

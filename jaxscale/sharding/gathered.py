@@ -2,7 +2,8 @@
 
 Left to itself each computation gathers what it reads, once forward and once backward. A copy is as narrow as the weight
 is read: one that is only cast is cast before it is gathered, so that the network carries, and the memory holds, what is
-computed with. What is looked up row by row is left where it is: rows are exchanged, and nobody gathers the table.
+computed with. What is looked up row by row is left where it is: rows are exchanged, and nobody gathers the table. So is
+what a function of `on_parts` takes as it is stored, and gathers by itself in every microbatch.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxscale import frozen
 from jaxscale.mesh import axis_of
-from jaxscale.sharding.first_reads import first_casts, only_looked_up
+from jaxscale.sharding.first_reads import first_casts, only_looked_up, taken_in_parts
 from jaxscale.sharding.jaxprs import Program
 from jaxscale.sharding.per_slice import kept_apart
 from jaxscale.sharding.plan import PlannedLeaf, ShardingPlan
@@ -73,10 +74,10 @@ def gathered_dtypes(leaves: Sequence[PlannedLeaf], program: Program) -> tuple[An
       leaves: of a plan, the parameters first.
       program: of the loss; its first inputs are the parameters.
     """
-    casts, looked_up = first_casts(program), only_looked_up(program)
+    casts, left = first_casts(program), only_looked_up(program) | taken_in_parts(program)
 
     def dtype_of(leaf: PlannedLeaf, variable: Any) -> Any:
-        if variable in looked_up or not any(axis_of(axis) == AXIS for axes in leaf.spec for axis in axes):
+        if variable in left or not any(axis_of(axis) == AXIS for axes in leaf.spec for axis in axes):
             return None
         own, read = variable.aval.dtype, casts.get(variable, variable.aval.dtype)
         return read if read.itemsize < own.itemsize else own

@@ -23,6 +23,7 @@ from jaxscale.observe.profile import Profiler
 from jaxscale.store import disk
 from jaxscale.store.processes import is_primary
 from jaxscale.train.agreement import Agreement, wait_for_all
+from jaxscale.train.batch_shapes import bucket_of
 from jaxscale.train.objective import SaysTokens
 from jaxscale.train.prefetch import Prefetcher
 from jaxscale.train.programs import StepPrograms
@@ -163,7 +164,7 @@ class HostLoop:
             compile_s=compile_s,
             shapes=shapes,
             flops=self._flops,
-            attention=setup.placement.attention,
+            attention=setup.placement.attention[bucket_of(batch)],
         )
         for array in copied:
             setup.folder.events.write("copied_whole", step=step, array=str(array))

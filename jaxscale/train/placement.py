@@ -38,7 +38,7 @@ class Placement:
       mesh: where the run is.
       plan: of what the loss sees: with gradient accumulation a microbatch.
       loss: the objective's, its activations pinned, of parameters as they are stored.
-      attention: what computes it in that loss, and why, for people.
+      attention: what computes it in that loss, and why, for people; by the bucket of a batch.
       slices: the same by slice; None on one slice, or where the loss is no mean of its parts'.
       gathered: how weights are gathered once for all microbatches; None where each gathers them.
       state: `jax.ShapeDtypeStruct` leaves.
@@ -52,7 +52,7 @@ class Placement:
     mesh: Mesh
     plan: ShardingPlan
     loss: LossFn
-    attention: tuple[str, ...]
+    attention: Mapping[Bucket, tuple[str, ...]]
     slices: SliceGradients | None
     gathered: GatheredWeights | None
     state: State
@@ -165,7 +165,12 @@ def place(
         mesh=mesh,
         plan=plan,
         loss=pinned_loss(objective.loss, plan, mesh, state["params"], microbatches, key, attention=attention),
-        attention=described(planned_loss(objective.loss), plan, mesh, attention, state["params"], inputs),
+        attention={
+            bucket_of(batch): described(
+                planned_loss(objective.loss), plan, mesh, attention, state["params"], planned_inputs(microbatch, key)
+            )
+            for batch, microbatch in zip(batches, microbatches, strict=True)
+        },
         slices=_slices(objective, attention, plan, mesh, state["params"], microbatches, key, gathered),
         gathered=gathered,
         state=state,

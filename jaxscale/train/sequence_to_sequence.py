@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Key
 
 from jaxscale import typed_json
-from jaxscale.data.sentinels import sentinel_names
+from jaxscale.data.sentinels import FIRST_SENTINEL, sentinel_names
 from jaxscale.data.span_corruption import CutSpans, SpanCorruption
 from jaxscale.data.text_data import TextData
 from jaxscale.data.tokenizer import Tokenizer
@@ -185,6 +185,12 @@ class SequenceToSequenceJob:
         num_spans = self.spans.num_spans(self._row_length)
         vocab_size = self.transformer.decoder.vocab_size
         sentinels = list(sentinel_names(tokenizer, vocab_size))[:num_spans]
+        if len(sentinels) < num_spans and tokenizer.token_id(FIRST_SENTINEL) is not None:
+            raise UsageError(
+                f"a row of {self._row_length} tokens is cut in {num_spans} spans, each with a token of its own, and "
+                f"the tokenizer names {len(sentinels)} ({FIRST_SENTINEL}, ...); use a shorter source_length, longer "
+                "spans, or a tokenizer that names more"
+            )
         if len(sentinels) < num_spans:
             raise UsageError(
                 f"a row of {self._row_length} tokens is cut in {num_spans} spans, each with a token of its own, and "

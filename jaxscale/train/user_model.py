@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from jaxscale.errors import UsageError
+from jaxscale.frozen import FROZEN
 from jaxscale.train.objective import Params
 
 # What a user gives: a function of a random key that makes an nnx module, or a Linen module.
@@ -41,7 +42,7 @@ class _NnxModel:
                 "layers with dropout their rngs in the call, and take norms without running averages"
             )
         made: Params = nnx.to_pure_dict(params)
-        return made
+        return _all_trained(made)
 
     def bound(self, params: Params) -> Any:
         return nnx.merge(self._graphdef, params)
@@ -64,10 +65,19 @@ class _LinenModel:
                 "saved; take norms without running averages"
             )
         params: Params = made["params"]
-        return params
+        return _all_trained(params)
 
     def bound(self, params: Params) -> Any:
         return self.module.bind({"params": params})
+
+
+def _all_trained(params: Params) -> Params:
+    if FROZEN in params:
+        raise UsageError(
+            f"the model has a part named {FROZEN!r} at its top, where training keeps what it leaves as it is; name it "
+            "otherwise"
+        )
+    return params
 
 
 def adapted(

@@ -6,6 +6,7 @@ from typing import Any, Self
 from jaxscale.errors import UsageError, VerificationError
 from jaxscale.mesh import mesh_from_text, spec_of
 from jaxscale.train.run_folder import RunFolder
+from launch.processes import place_of_this_process
 from launch.verbs import train
 from retrieval.towers.distillation.job import DistillationJob
 
@@ -53,6 +54,8 @@ class Command(train.Command):
 
     def run(self) -> dict[str, Any]:
         """Distils, compares the frozen documents' hashes, prints what it came to, and returns it."""
+        if place_of_this_process() is not None:
+            raise UsageError("distill works in one process, which may have all devices of its host; start one")
         with RunFolder(self.out, writes=False):
             pass  # the teacher's vectors are written before the run folder is: a place that is no such is refused first
         job = self.resolved_job()

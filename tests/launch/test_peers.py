@@ -107,6 +107,16 @@ def test_a_first_process_that_does_not_answer_is_named_by_the_others(one_of_thre
     assert "silent: process 0 has given no sign of life" in other.path.read_text()
 
 
+def test_a_process_whose_log_nobody_reads_is_ended_all_the_same(one_of_three):
+    service = Service()
+    service.values["jaxscale/beats/2"] = silent(2)
+    first = one_of_three(service, 0)
+    first.log.close()
+    with first.at_work():
+        assert first.ended.wait(30)
+    assert first.codes == [LOST_PEER]
+
+
 def test_processes_that_end_by_themselves_are_left_alone(one_of_three):
     service = Service()
     several = [one_of_three(service, rank) for rank in range(3)]

@@ -41,6 +41,7 @@ def test_a_process_by_itself_is_the_first_and_joins_nobody(environment):
     [
         ({"PROCESS_ID": "1"}, "JAXSCALE_PROCESS_ID is set and JAXSCALE_COORDINATOR, JAXSCALE_NUM_PROCESSES is not"),
         ({**PLACE, "HEARTBEAT_S": "often"}, "JAXSCALE_HEARTBEAT_S='often' must be a number of seconds, at least 0"),
+        ({**PLACE, "HEARTBEATS": "/beats", "HEARTBEAT_S": "0"}, "JAXSCALE_HEARTBEAT_S=0 says none; use 1, or neither"),
         ({**PLACE, "STALL_S": "-1"}, "JAXSCALE_STALL_S='-1' must be a number of seconds"),
         ({"PROCESS_ID": "x", "NUM_PROCESSES": "2", "COORDINATOR": "h:1"}, "JAXSCALE_PROCESS_ID='x' must be a whole"),
     ],

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Self
 
+import jax
+
 from jaxscale import typed_json
 from jaxscale.data.batches import BatchSchedule
 from jaxscale.errors import DataError, UsageError
@@ -115,6 +117,8 @@ class DistillationJob:
           DataError: the data, the teacher or the student is missing or malformed.
           UsageError: a path is not given, or teacher, student and documents do not fit each other.
         """
+        if jax.process_count() > 1:
+            raise UsageError(f"num_processes={jax.process_count()} must be 1 for distilling; one may have all devices")
         if not self.teacher.query_vectors:
             raise UsageError(
                 "teacher.query_vectors is not given; name a place for the teacher's vectors of the queries"

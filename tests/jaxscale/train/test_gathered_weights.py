@@ -147,6 +147,21 @@ def test_copies_are_as_narrow_as_they_are_read_and_looked_up_tables_stay(tied):
     assert jax.tree.map(lambda copy: copy.dtype, copies) == gathered.dtypes
 
 
+def test_what_functions_on_parts_take_stays_stored():
+    """They gather it themselves, so that a copy would be cut up again and gathered in every microbatch besides."""
+    dropless = ExpertsConfig(num_experts=2, num_experts_per_token=1, capacity_factor=None, group_size=None)
+    job = dataclasses.replace(EXPERTS, transformer=dataclasses.replace(EXPERTS.transformer, experts=dropless))
+    step, spec = job.planned_step(), MeshSpec(fsdp=8)
+    plan = derive_step(step, spec)
+    gathered = weights_of_step(step, plan, make_mesh(spec))
+    stored, whole = (
+        (axes_of(tree["layers"]["mlp"]["up"]), axes_of(tree["embeddings"]["token"]["table"]))
+        for tree in (gathered.stored, gathered.whole)
+    )
+    assert stored == ({"fsdp"}, {"fsdp"})
+    assert whole == ({"fsdp"}, set())
+
+
 def axes_of(sharding):
     return {axis for entry in sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))} - {None}
 
