@@ -234,10 +234,10 @@ def test_starting_from_another_folder_replaces_the_transformer(folder, tmp_path)
     assert job.towers.transformer is None
 
 
-def test_a_retriever_with_two_tokenizers_is_no_start_for_two_towers(folder, tmp_path):
+def test_a_retriever_with_two_tokenizers_starts_two_towers_each_with_its_own(folder, tmp_path):
     towers = read_retriever(write_retriever(tmp_path / "retriever"))
     other = dataclasses.replace(towers.query, tokenizer=Tokenizer.train_wordpiece(["other words"] * 3, 40))
     save_retriever(tmp_path / "two", with_query_tower(towers, other))
-    job = starting_from(folder, tmp_path / "two", shared=False)
-    with pytest.raises(UsageError, match="has a tokenizer of its own, and two towers are trained with one"):
-        job.objective()
+    objective = starting_from(folder, tmp_path / "two", shared=False).objective()
+    assert objective.query_tokenizer.fingerprint == other.tokenizer.fingerprint
+    assert objective.tokenizer.fingerprint == towers.document.tokenizer.fingerprint
