@@ -13,7 +13,7 @@ from launch.distill_study_page import write_study
 from launch.verbs import distill
 from retrieval.encode import ComputeDtype
 from retrieval.formats.beir import BeirFolder
-from retrieval.formats.trec import Qrels
+from retrieval.formats.trec import Qrels, Run
 from retrieval.records import Query
 from retrieval.retriever import Retriever, Sources
 from retrieval.search.queries import read_queries
@@ -24,6 +24,7 @@ from retrieval.towers.distillation.study import (
     MANY,
     Study,
     TowerFigures,
+    check_many,
     count_params,
     kept_of,
     speeds_of,
@@ -85,11 +86,10 @@ class Command:
     def run(self) -> dict[str, Any]:
         """Trains what is not trained yet, measures, writes the study and returns it."""
         jobs = {f"layers-{number}": self._job(number) for number in self.layers}
-        queries, qrels = self._check(list(jobs.values()))
+        queries, qrels, found_by_teacher = self._check(list(jobs.values()))
         for name, job in jobs.items():
             distill.Command(out=self.out / name, mesh=self.mesh, job=job).run()
-        models = {_TEACHER: Path(self.job.teacher.retriever)} | {name: self.out / name for name in jobs}
-        study = self._study(models, queries, qrels)
+        study = self._study([*jobs], queries, qrels, found_by_teacher)
         write_study(self.out, study)
         for tower in study.towers:
             found = "  ".join(f"{measure} {kept.value:.4f} ({kept.share:.1%})" for measure, kept in tower.kept.items())
@@ -107,8 +107,12 @@ class Command:
         student = dataclasses.replace(job.student, num_layers=num_layers)
         return dataclasses.replace(job, teacher=teacher, student=student)
 
-    def _check(self, jobs: list[DistillationJob]) -> tuple[list[Query], Qrels]:
-        """Refuses what would only be met after hours of training; returns the test queries and their judgements."""
+    def _check(self, jobs: list[DistillationJob]) -> tuple[list[Query], Qrels, Run]:
+        """Refuses what would only be met after hours of training.
+
+        Returns:
+          The test queries, their judgements, and what the teacher finds.
+        """
         mesh = spec_of(mesh_from_text(self.mesh or self.job.operation.mesh))
         for job in jobs:
             job.check(mesh)
@@ -120,17 +124,28 @@ class Command:
             start_student(job.student, towers, job.data.max_length, job.training.seed)
         folder = Path(self.job.data.folder)
         qrels = BeirFolder.open(folder, check="full").qrels(self.test_split)
-        return read_queries(folder, self.test_split), qrels
+        queries = read_queries(folder, self.test_split)
+        check_many(queries)
+        found = self._found_by(Path(self.job.teacher.retriever), queries)
+        kept_of({_TEACHER: found}, qrels, _TEACHER)
+        return queries, qrels, found
 
-    def _study(self, models: dict[str, Path], queries: list[Query], qrels: Qrels) -> Study:
+    @property
+    def _searched(self) -> str:
+        return "index" if self.job.teacher.index else "vectors"
+
+    def _found_by(self, model: Path, queries: list[Query]) -> Run:
+        """What the query tower of a model finds among the frozen documents."""
+        sources = Sources(model=model, **{self._searched: Path(getattr(self.job.teacher, self._searched))})
         mesh = mesh_from_text(self.mesh or self.job.operation.mesh)
-        searched = "index" if self.job.teacher.index else "vectors"
-        runs = {}
-        for name, model in models.items():
-            sources = Sources(model=model, **{searched: Path(getattr(self.job.teacher, searched))})
-            retriever = Retriever.load(sources, mesh=mesh, compute_dtype=self.compute_dtype)
-            runs[name] = retriever.run(queries, DEPTH)
+        return Retriever.load(sources, mesh=mesh, compute_dtype=self.compute_dtype).run(queries, DEPTH)
+
+    def _study(self, students: list[str], queries: list[Query], qrels: Qrels, found_by_teacher: Run) -> Study:
+        mesh = mesh_from_text(self.mesh or self.job.operation.mesh)
+        models = {name: self.out / name for name in students}
+        runs = {_TEACHER: found_by_teacher} | {name: self._found_by(model, queries) for name, model in models.items()}
         kept = kept_of(runs, qrels, _TEACHER)
+        models = {_TEACHER: Path(self.job.teacher.retriever)} | models
         encoders = {name: load_towers(model).query for name, model in models.items()}
         timed = [query.text for query in queries[: self.num_timed]]
         speeds = speeds_of(encoders, timed, mesh, compute_dtype=self.compute_dtype)
@@ -151,7 +166,7 @@ class Command:
             num_queries=len(queries),
             num_timed=len(timed),
             split=self.test_split,
-            searched=searched,
+            searched=self._searched,
             compute_dtype=self.compute_dtype,
             mesh=str(spec_of(mesh)),
         )

@@ -27,7 +27,7 @@ class Command:
     Example: jaxscale mine --model runs/small --corpus corpus --out negatives --depth 200 --num-negatives 8
 
     Attributes:
-      model: a retriever, a model, a training run, or a Hugging Face folder of the BERT family.
+      model: a retriever, a model, a training run, or a Hugging Face folder of an encoder or a decoder.
       corpus: a BEIR folder.
       out: the folder to make.
       split: whose queries are mined for.

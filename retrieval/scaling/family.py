@@ -11,6 +11,8 @@ from jaxscale.mesh import MeshSpec
 from jaxscale.nn.config import TransformerConfig
 from jaxscale.train.job import TrainingIdentity
 from retrieval.towers.job import DualTowerJob
+from retrieval.towers.sources import clusters_sha256
+from retrieval.towers.start import Towers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +107,12 @@ class TowerFamily:
                 f"job.operation.best_metric={operation.best_metric!r} must be empty: the law is of runs trained "
                 "to their end, not of checkpoints chosen by another measure"
             )
-        if self.job.towers.init_from:
-            raise UsageError(
-                f"job.towers.init_from={self.job.towers.init_from!r}: a family starts from random weights, as a model "
-                "has one size; give job.towers.transformer"
-            )
+        for name in ("init_from", "query_init_from", "query_transformer"):
+            if value := getattr(self.job.towers, name):
+                raise UsageError(
+                    f"job.towers.{name}={value!r}: a family starts from random weights, as a model has one size, and "
+                    "both towers have the same; give job.towers.transformer alone"
+                )
         for name in ("crops_per_document", "num_hard_negatives"):
             if getattr(data, name):
                 raise UsageError(
@@ -121,14 +124,13 @@ class TowerFamily:
                 "job.contrastive.learn_temperature=True: entropies of runs at different temperatures can't be "
                 "compared; use a fixed one"
             )
-        self.job.check(mesh)
+        for size in self.sizes:
+            dataclasses.replace(self.job, towers=self.towers(size)).check(mesh)
         if self.num_pairs[0] < self.job.training.global_batch_size:
             raise UsageError(
                 f"num_pairs={self.num_pairs}: the least must be at least "
                 f"job.training.global_batch_size={self.job.training.global_batch_size}, or a pair is its own negative"
             )
-        for size in self.sizes:
-            self.transformer(size)
         for run in self.runs:
             self.training(run)
 
@@ -155,6 +157,14 @@ class TowerFamily:
             num_kv_heads=num_heads * base.num_kv_heads // base.num_heads,
             d_ff=max(1, round(size.width * base.d_ff / base.d_model)),
         )
+
+    def towers(self, size: Size) -> Towers:
+        """The job's towers with the network of a size.
+
+        Raises:
+          UsageError: as `transformer`.
+        """
+        return dataclasses.replace(self.job.towers, transformer=self.transformer(size))
 
     def num_params(self, size: Size) -> int:
         """N: parameters outside the tables of tokens, positions and token types; the projection counts.
@@ -202,9 +212,15 @@ class TowerFamily:
 
         Args:
           corpus: a hash of the records.
+
+        Raises:
+          DataError: there is no file of clusters where the job names one.
         """
         family = typed_json.encode(self)
-        del family["job"]["operation"], family["job"]["data"]["folder"]
+        data = family["job"]["data"]
+        del family["job"]["operation"], data["folder"]
+        if self.job.data.clusters:
+            data["clusters"] = clusters_sha256(Path(self.job.data.clusters))
         return {**family, "corpus": corpus}
 
 

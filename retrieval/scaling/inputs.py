@@ -1,6 +1,5 @@
 """What the runs of a family are trained on and start from: nested amounts of pairs, and weights of every size."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,7 @@ def make_starts(out: Path, family: TowerFamily) -> dict[Size, Path]:
     largest = read_source(out / "data", split_name(family.num_pairs[-1]), family.job.data.dev_split)
     tokenizer = Tokenizer.train_wordpiece(largest.training_texts(), family.transformer(missing[0]).vocab_size)
     for size in missing:
-        towers = dataclasses.replace(family.job.towers, transformer=family.transformer(size))
-        pair = planned_towers(towers, family.job.data.max_lengths)
+        pair = planned_towers(family.towers(size), family.job.data.max_lengths)
         drawn = jax.device_get(init_towers(pair, named_key(jax.random.key(family.job.training.seed), "params")))
         query, document = (
             Encoder(config=pair.config(side), params=pair.params(drawn, side), tokenizer=tokenizer) for side in SIDES

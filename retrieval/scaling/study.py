@@ -175,5 +175,5 @@ def _write_results(study: _Study, points: Sequence[Point], laws: Laws) -> None:
         (draft.path / "laws.json").write_text(typed_json.pretty(laws), encoding="utf-8")
         write_report(draft.path / "report.html", study_report(points, laws))
         draft.counts["points"] = len(points)
-        draft.parents["data"] = str(study.pairs.identity)
+        draft.parents["data"] = commit.open_committed(study.pairs.path).manifest.identity
         draft.config = study.identity

@@ -37,8 +37,8 @@ class PairBatches:
       table: who belongs to whom.
       queries: tokens of each query row.
       documents: tokens of each document row of the corpus.
-      crops: makes queries out of documents.
-      cropped_rows: the documents it makes them of; none where crops are not asked for.
+      crops: makes queries out of documents; None where crops are not asked for.
+      cropped_rows: the documents it makes them of.
       schedule: the examples of every batch.
       query_buckets: padded lengths of queries.
       document_buckets: padded lengths of documents.
@@ -51,7 +51,7 @@ class PairBatches:
     table: PairTable
     queries: TokenTable
     documents: TokenTable
-    crops: QueryCrops
+    crops: QueryCrops | None
     cropped_rows: Int[np.ndarray, "_"]
     schedule: BatchSchedule | GroupedSchedule
     query_buckets: tuple[int, ...]
@@ -120,6 +120,8 @@ class PairBatches:
         return self.table.hard_negatives_of_epoch(pair_rows, self.num_hard_negatives, epoch, self.schedule.seed)
 
     def _crops(self, document_rows: Int[np.ndarray, "_"], seed: tuple[int, ...]) -> list[Int32[np.ndarray, "_"]]:
+        if self.crops is None:
+            return []
         rng = np.random.default_rng(seed)
         return [self.crops.crop(document, rng) for document in self.documents.rows(document_rows)]
 
@@ -152,8 +154,10 @@ def make_batches(
     passages = [source.docs[row].passage for row in used]
     for row, ids in zip(used, tokenize(start.towers.document, start.tokenizer, passages).ids, strict=True):
         documents[row] = ids
-    crops = make_crops(start.tokenizer, start.towers.query, start.towers.document)
-    cropped = [row for row in used if crops.has_text(documents[row])] if data.crops_per_document else []
+    crops = None
+    if data.crops_per_document:
+        crops = make_crops(start.tokenizer, start.towers.query, start.towers.document)
+    cropped = [] if crops is None else [row for row in used if crops.has_text(documents[row])]
     cropped_rows = np.array(cropped, np.int32)
     own_rows = np.concatenate([table.pairs[:, 1], *[cropped_rows] * data.crops_per_document])
     return PairBatches(

@@ -26,6 +26,7 @@ from retrieval.towers.objective import DualTowerObjective
 from retrieval.towers.pair_loss import PairLoss
 from retrieval.towers.pair_table import make_table
 from retrieval.towers.pairs import PairData, PairSource, read_source
+from retrieval.towers.sources import clusters_sha256
 from retrieval.towers.start import Start, Towers, planned_towers, start_towers
 
 
@@ -93,7 +94,7 @@ class DualTowerJob:
         if data.crops_per_document and not start.one_tokenizer:
             raise UsageError(
                 f"data.crops_per_document={data.crops_per_document}: crops are tokens of documents, and those of "
-                f"towers.query_init_from={self.towers.query_init_from} are others; use 0"
+                f"queries are others in towers.{self._query_model}; use 0"
             )
         table = make_table(source, hard_negatives, data.num_hard_negatives)
         objective = DualTowerObjective(
@@ -156,7 +157,7 @@ class DualTowerJob:
         if self.data.hard_negatives:
             data["hard_negatives"] = _sha256(negatives_file(Path(self.data.hard_negatives)))
         if self.data.clusters:
-            data["clusters"] = _sha256(Path(self.data.clusters))
+            data["clusters"] = clusters_sha256(Path(self.data.clusters))
         towers = typed_json.encode(self.towers)
         del towers["transformer"]
         towers["init_from"] = start.sha256
@@ -177,6 +178,11 @@ class DualTowerJob:
 
     def _check_model(self) -> None:
         towers = self.towers
+        if towers.query_init_from and not towers.init_from:
+            raise UsageError(
+                f"towers.query_init_from={towers.query_init_from!r} needs a model for documents too, but "
+                f"towers.init_from={towers.init_from!r} names none; add `--towers.init-from DIR`"
+            )
         if not towers.init_from and towers.transformer is None:
             raise UsageError("towers.init_from is not given; add `--towers.init-from DIR`, a model to start from")
         if towers.init_from and towers.transformer is not None:
@@ -199,6 +205,12 @@ class DualTowerJob:
                     f"data.{name}_buckets={buckets} goes beyond the transformer's max_positions="
                     f"{transformer.max_positions}; end it there or raise that"
                 )
+
+    @property
+    def _query_model(self) -> str:
+        """The field that names the model that queries start from, and its value."""
+        name = "query_init_from" if self.towers.query_init_from else "init_from"
+        return f"{name}={getattr(self.towers, name)!r}"
 
     @property
     def _microbatch(self) -> int:

@@ -53,7 +53,7 @@ class Miner:
           UsageError: the vectors are of another space, or the rules do not suit the corpus or its scores.
           DataError: the vectors are of another corpus.
         """
-        self.contract.require_speaks(self.towers.identity("query"))
+        self.contract.require_speaks(self.towers.identity("query"), joined=self.towers.contract)
         corpus = CorpusHash.of(source.docs).sha256
         if self.vectors is not None and self.vectors.description.corpus != corpus:
             raise DataError(

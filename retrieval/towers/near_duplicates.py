@@ -10,11 +10,12 @@ of Massive Datasets, section 3.4.
 
 import collections
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Int32, UInt64
+from jaxtyping import Float64, Int32, UInt64
 
 from jaxscale.data.permutation import draws
 
@@ -22,6 +23,8 @@ from jaxscale.data.permutation import draws
 LOWEST_JACCARD = 0.5
 _NUM_BANDS, _NUM_ROWS = 32, 4
 _WORDS_PER_SHINGLE = 3
+# Sets side by side in memory; so many that numpy's own overhead is small.
+_COMPARED_AT_ONCE = 1024
 _WORD = re.compile(r"\w+")
 
 
@@ -36,21 +39,28 @@ def duplicate_groups(texts: Iterable[str], jaccard: float) -> Int32[np.ndarray, 
     [0, 1, 0]
     """
     groups = _Groups()
-    sets: list[UInt64[np.ndarray, "_"]] = []
+    sets: dict[int, UInt64[np.ndarray, "_"]] = {}
+    first_with: dict[bytes, int] = {}
     buckets: dict[bytes, list[int]] = collections.defaultdict(list)
     for row, text in enumerate(texts):
         shingles = _shingles(text)
-        sets.append(shingles)
         groups.add()
-        for key in _band_keys(shingles):
-            bucket = buckets[key]
-            for other in bucket:
-                if groups.of(other) != groups.of(row) and _similarity(sets[other], shingles) >= jaccard:
-                    groups.join(other, row)
+        first = first_with.setdefault(shingles.tobytes(), row)
+        if first != row:
             # A text with the very set of another brings no pairs that the other does not.
-            if not any(np.array_equal(sets[other], shingles) for other in bucket):
-                bucket.append(row)
-    return np.array([groups.of(row) for row in range(len(sets))], np.int32)
+            groups.join(first, row)
+            continue
+        keys = _band_keys(shingles)
+        candidates = sorted({other for key in keys for other in buckets[key]})
+        for start in range(0, len(candidates), _COMPARED_AT_ONCE):
+            others = [c for c in candidates[start : start + _COMPARED_AT_ONCE] if groups.of(c) != groups.of(row)]
+            similarities = _similarities([sets[other] for other in others], shingles)
+            for other in itertools.compress(others, similarities >= jaccard):
+                groups.join(other, row)
+        sets[row] = shingles
+        for key in keys:
+            buckets[key].append(row)
+    return np.array([groups.of(row) for row in range(len(groups))], np.int32)
 
 
 class _Groups:
@@ -58,6 +68,9 @@ class _Groups:
 
     def __init__(self) -> None:
         self._parents: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._parents)
 
     def add(self) -> None:
         self._parents.append(len(self._parents))
@@ -87,6 +100,13 @@ def _band_keys(shingles: UInt64[np.ndarray, "_"]) -> list[bytes]:
     return [bytes([band]) + rows.tobytes() for band, rows in enumerate(signature.reshape(_NUM_BANDS, _NUM_ROWS))]
 
 
-def _similarity(left: UInt64[np.ndarray, "_"], right: UInt64[np.ndarray, "_"]) -> float:
-    num_common = np.intersect1d(left, right, assume_unique=True).size
-    return num_common / (left.size + right.size - num_common)
+def _similarities(others: list[UInt64[np.ndarray, "_"]], shingles: UInt64[np.ndarray, "S"]) -> Float64[np.ndarray, "M"]:
+    """The Jaccard similarity of each of some sets with one; none of them is empty."""
+    if not others:
+        return np.empty(0)
+    sizes = np.array([other.size for other in others])
+    joined = np.concatenate(others)
+    places = np.searchsorted(shingles, joined)
+    is_common = shingles[np.minimum(places, shingles.size - 1)] == joined
+    num_common = np.add.reduceat(is_common, np.cumsum(sizes) - sizes, dtype=np.int64)
+    return num_common / (sizes + shingles.size - num_common)

@@ -86,7 +86,8 @@ def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negativ
       num_hard_negatives: how many each query must have there.
 
     Raises:
-      DataError: they are of another corpus, name a document that is not in it, or a query has too few.
+      DataError: they are of another corpus, name a document that is not in it or that is relevant to its query, or a
+        query has too few.
       VerificationError: the folder is damaged.
     """
     query_ids = list(source.qrels)
@@ -129,6 +130,13 @@ def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, Int[np.nda
         unknown = next((doc for doc in line.doc_ids if doc not in source.doc_rows), None)
         if unknown is not None:
             raise DataError(f"{where}: document {unknown!r} is not in corpus.jsonl; is the file of another corpus?")
+        relevant = source.qrels.get(line.query_id, {})
+        positive = next((doc for doc in line.doc_ids if doc in relevant), None)
+        if positive is not None:
+            raise DataError(
+                f"{where}: document {positive!r} is relevant to query {line.query_id!r}, so it is no negative of it; "
+                "take it out of the file, or mine again with these judgements"
+            )
         found[line.query_id] = np.array(sorted({source.doc_rows[doc] for doc in line.doc_ids}), np.int32)
     return found
 

@@ -34,8 +34,9 @@ class PairData:
       num_dev_queries: dev queries that are searched while training, at most; None: all.
       num_dev_documents: documents they are searched among: their relevant ones, and others up to this number;
         None: the whole corpus.
-      duplicate_jaccard: documents whose shingles are similar to this degree, in [0.5, 1], are near-duplicates, and no
-        negatives of each other's queries; see `retrieval.towers.near_duplicates`. None: not looked for.
+      duplicate_jaccard: documents whose shingles are similar to this degree, in [0.5, 1], are near-duplicates: a
+        query's own document in a batch keeps those of its group from being negatives of that query; those of its other
+        relevant documents stay negatives. See `retrieval.towers.near_duplicates`. None: not looked for.
       source_separator: batches are drawn within a source: documents whose ids are alike up to where this text first
         stands in them. Empty: out of all.
       clusters: batches are drawn within a cluster: a jsonl file of `{"doc_id": ..., "cluster": ...}`, that names every

@@ -99,7 +99,11 @@ def job_of_round(job: DualTowerJob, rounds: Rounds, number: int, out: Path) -> D
         return job
     seed = fold_seed(job.training.seed, "round", number) % _SEEDS
     job = dataclasses.replace(job, training=dataclasses.replace(job.training, seed=seed))
-    return job.starting_from(str(run_of(out, number - 1) / "model")) if rounds.start == "previous" else job
+    if rounds.start == "origin":
+        return job
+    # The model of the round before has both towers, whatever the query tower of the first one started from.
+    towers = dataclasses.replace(job.towers, query_init_from="", query_transformer=None)
+    return dataclasses.replace(job, towers=towers).starting_from(str(run_of(out, number - 1) / "model"))
 
 
 def run_of(out: Path, number: int) -> Path:

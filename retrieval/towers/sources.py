@@ -1,6 +1,7 @@
 """Which source or cluster every document belongs to, where batches are drawn within one."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -51,9 +52,23 @@ def _source_of(doc_id: str, separator: str) -> str:
     return name
 
 
-def _clusters_of(ids: list[str], path: Path, source: PairSource) -> list[str]:
+def clusters_sha256(path: Path) -> str:
+    """The hash of a file of clusters.
+
+    Raises:
+      DataError: there is none.
+    """
+    _require_file(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"clusters: there is no file {str(path)!r}")
+
+
+def _clusters_of(ids: list[str], path: Path, source: PairSource) -> list[str]:
+    _require_file(path)
     found: dict[str, str] = {}
     for number, text in read_lines(path):
         where = f"{path}:{number}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -9,16 +10,23 @@ import pytest
 from launch.cli import main
 from launch.distill_study_page import page
 from retrieval.evaluate import evaluate
-from retrieval.formats.beir import BeirFolder
+from retrieval.formats.beir import BeirFolder, write_beir
 from retrieval.retriever import Retriever
 from retrieval.search.queries import read_queries
 from retrieval.towers.distillation.study import Kept, Speed, Study, TowerFigures
 from tests.retrieval.towers.distillation.small_distillation import MESH, write_home
+from tests.retrieval.towers.small_pairs import made_up_records
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return write_home(tmp_path_factory.mktemp("home"))
+    """With a split of which no document is relevant, so that even the teacher finds none."""
+    home = write_home(tmp_path_factory.mktemp("home"))
+    docs, queries, qrels = made_up_records()
+    shutil.rmtree(home / "beir")
+    irrelevant = {query_id: dict.fromkeys(judged, 0) for query_id, judged in qrels["train"].items()}
+    write_beir(home / "beir", docs, queries, qrels | {"irrelevant": irrelevant})
+    return home
 
 
 def study(home, out, *words):
@@ -58,6 +66,8 @@ def test_a_study_compares_its_students_with_the_teacher(home, tmp_path, capsys):
         (["--layers", "1", "3"], 2, "asks for layer 3 of a teacher that has 2"),
         (["--teacher.vectors="], 2, "a study searches frozen documents"),
         (["--test-split", "nothing"], 3, "has no split 'nothing'"),
+        (["--test-split", "dev"], 2, "24 queries are too few to measure 32 at once"),
+        (["--test-split", "irrelevant"], 2, "the teacher's nDCG@10 is 0 on these queries"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(home, tmp_path, words, code, message, capsys):

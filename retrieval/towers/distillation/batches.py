@@ -14,7 +14,7 @@ from retrieval.towers.encoder import Encoder
 from retrieval.towers.in_batch import NO_DOCUMENT
 from retrieval.towers.tokens import TokenTable
 
-# So many batches of the schedule are sorted by length and cut anew: short queries then meet short ones and are padded
+# So many batches of an epoch are sorted by length and cut anew: short queries then meet short ones and are padded
 # little. Which of them comes when is drawn, so that lengths do not rise and fall with the steps.
 _NUM_SORTED_TOGETHER = 8
 
@@ -48,7 +48,7 @@ class QueryBatches:
       queries: tokens, by the student's tokenizer.
       teacher_vectors: beside them.
       positives: the documents that contrastive refinement needs; None without.
-      schedule: the examples of every batch, before those of like lengths are put together.
+      schedule: the examples of every batch, before those of like lengths are put together; it skips none.
       query_buckets: padded lengths.
       pad_id: the token that fills.
     """
@@ -61,11 +61,15 @@ class QueryBatches:
     pad_id: int
 
     def examples(self, number: int) -> Int64[np.ndarray, "B"]:
-        """The queries of batch `number`: a pure function of the schedule and the queries' lengths."""
-        size, first = self.schedule.global_batch_size, number - number % _NUM_SORTED_TOGETHER
-        together = np.concatenate([self.schedule.indices(first + i) for i in range(_NUM_SORTED_TOGETHER)])
+        """The queries of batch `number`, all different: a pure function of the schedule and the queries' lengths."""
+        size, num_batches = self.schedule.global_batch_size, self.schedule.num_batches_per_epoch
+        place = number % num_batches
+        first = number - place % _NUM_SORTED_TOGETHER
+        # The last of an epoch are fewer: with those of the next, a query would stand in them twice.
+        count = min(_NUM_SORTED_TOGETHER, num_batches - (place - place % _NUM_SORTED_TOGETHER))
+        together = np.concatenate([self.schedule.indices(first + i) for i in range(count)])
         together = together[np.argsort(np.diff(self.queries.offsets)[together], kind="stable")]
-        turns = np.random.default_rng((self.schedule.seed, first)).permutation(_NUM_SORTED_TOGETHER)
+        turns = np.random.default_rng((self.schedule.seed, first)).permutation(count)
         start = turns[number - first] * size
         return together[start : start + size]
 

@@ -1,12 +1,14 @@
 """The dev metrics of a distillation: the cosine to the teacher, and nDCG@10 among the frozen documents."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
+from jaxscale.errors import DataError
 from jaxscale.nn.functional import Params
 from retrieval.contract import EmbeddingContract
 from retrieval.evaluate import evaluate
@@ -46,6 +48,7 @@ class DevQueries:
       teacher_vectors: the teacher's vectors of them.
       qrels: query id -> document id -> relevance.
       documents: what they search, where there is something.
+      document_ids: of these, row by row.
       contract: the space.
       names: of the measures, as `metric_names` gives them.
       query_buckets: padded lengths.
@@ -57,6 +60,7 @@ class DevQueries:
     teacher_vectors: Float32[np.ndarray, "Q E"]
     qrels: Qrels
     documents: FrozenDocuments
+    document_ids: list[str]
     contract: EmbeddingContract
     names: tuple[str, ...]
     query_buckets: tuple[int, ...]
@@ -78,21 +82,26 @@ class DevQueries:
         return dict(zip(self.names, values, strict=True))
 
     def _ndcg(self, queries: Float32[np.ndarray, "Q E"], mesh: Mesh) -> float:
-        found, ids = self._search(queries, mesh)
+        found, ids = self._search(queries, mesh), self.document_ids
         run = {
             query_id: {ids[row]: float(score) for row, score in zip(rows, scores, strict=True) if row != NO_ROW}
             for query_id, rows, scores in zip(self.query_ids, found.rows.tolist(), found.scores, strict=True)
         }
         return evaluate(run, self.qrels, [_MEASURE]).mean(_MEASURE)
 
-    def _search(self, queries: Float32[np.ndarray, "Q E"], mesh: Mesh) -> tuple[TopK, list[str]]:
+    def _search(self, queries: Float32[np.ndarray, "Q E"], mesh: Mesh) -> TopK:
         """Exactly, where there are vectors; else through the index."""
-        vectors, index = self.documents.vectors, self.documents.index
-        if vectors is not None:
-            searcher = ExactSearcher(comparable(vectors.read(), self.contract), mesh)
-            return searcher.search(queries, _NUM_HITS), vectors.read_ids()
-        assert index is not None  # else `names` has no measure of a search
-        return index.index.search(queries, _NUM_HITS), index.read_ids()
+        if self._vectors is not None:
+            # On the devices for this search alone: between two of them their memory is the training's.
+            return ExactSearcher(self._vectors, mesh).search(queries, _NUM_HITS)
+        assert self.documents.index is not None  # else `names` has no measure of a search
+        return self.documents.index.index.search(queries, _NUM_HITS)
+
+    @functools.cached_property
+    def _vectors(self) -> Float32[np.ndarray, "N E"] | None:
+        """The frozen vectors, read once for all evaluations."""
+        vectors = self.documents.vectors
+        return None if vectors is None else comparable(vectors.read(), self.contract)
 
 
 def make_dev_queries(
@@ -114,13 +123,25 @@ def make_dev_queries(
       contract: the space.
       names: of the measures.
       data: the padded lengths.
+
+    Raises:
+      DataError: no document that is relevant to a dev query is among those that are searched.
     """
+    searched = documents.vectors or documents.index
+    document_ids = [] if searched is None else searched.read_ids()
+    relevant = {doc_id for judged in source.dev_qrels.values() for doc_id, rel in judged.items() if rel > 0}
+    if searched is not None and relevant.isdisjoint(document_ids):
+        raise DataError(
+            f"{searched.path}: none of its {len(document_ids)} documents is relevant to a query of data.dev_split, so "
+            "that nothing could be found; is it of another corpus than data.folder?"
+        )
     return DevQueries(
         query_ids=[query.id for query in source.dev],
         queries=TokenTable.of(student.tokenize([query.text for query in source.dev]).ids),
         teacher_vectors=teacher_vectors,
         qrels=source.dev_qrels,
         documents=documents,
+        document_ids=document_ids,
         contract=contract,
         names=names,
         query_buckets=data.query_buckets,

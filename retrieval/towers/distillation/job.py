@@ -99,6 +99,7 @@ class DistillationJob:
         """The job with a place beside the run for the teacher's vectors; see `jaxscale.train.job.KeepsBeside`."""
         if self.teacher.query_vectors:
             return self
+        out = out.absolute()  # `.` has no name
         path = out.with_name(f"{out.name}.teacher-queries")
         return dataclasses.replace(self, teacher=dataclasses.replace(self.teacher, query_vectors=str(path)))
 

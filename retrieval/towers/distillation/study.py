@@ -125,6 +125,16 @@ def _kept(found: Evaluation, reference: Evaluation, measure: str) -> Kept:
     return Kept(value=value, share=value / reference.mean(measure), p=p)
 
 
+def check_many(queries: Sequence[object]) -> None:
+    """Refuses fewer queries than are encoded at once.
+
+    Raises:
+      UsageError: there are too few.
+    """
+    if len(queries) < MANY:
+        raise UsageError(f"{len(queries)} queries are too few to measure {MANY} at once; name a larger split")
+
+
 def speeds_of(
     encoders: Mapping[str, Encoder], texts: Sequence[str], mesh: Mesh, *, compute_dtype: ComputeDtype
 ) -> dict[str, Speed]:
@@ -139,8 +149,7 @@ def speeds_of(
     Raises:
       UsageError: there are too few queries.
     """
-    if len(texts) < MANY:
-        raise UsageError(f"{len(texts)} queries are too few to measure {MANY} at once; name a larger split")
+    check_many(texts)
     placed = {name: TextEncoder(encoder, mesh, compute_dtype=compute_dtype) for name, encoder in encoders.items()}
     encode: dict[str, Encode] = {name: encoder.encode for name, encoder in placed.items()}
     single = [[text] for text in texts]

@@ -8,14 +8,16 @@ import pytest
 
 from configs.scaling import two_tower_family
 from jaxscale import typed_json
-from jaxscale.errors import UsageError
+from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import MeshSpec
+from jaxscale.nn.families import bert_config
 from retrieval.scaling.family import Size, TowerFamily
 from retrieval.towers.encoder import init_towers
 from retrieval.towers.start import planned_towers
 from tests.retrieval.scaling.small_family import small_family
 
 MESH = MeshSpec(data=1)
+SMALL = bert_config(num_layers=1, d_model=16, num_heads=1, d_ff=8, vocab_size=70, max_positions=64, dropout_rate=0.0)
 
 
 def with_parts(family, **parts):
@@ -79,6 +81,11 @@ def test_runs_differ_in_their_length_alone_and_their_schedule_ends_with_them(tmp
         ({"contrastive": {"learn_temperature": True}}, "learn_temperature=True"),
         ({"operation": {"best_metric": "sample_nDCG@10"}}, "best_metric='sample_nDCG@10' must be empty"),
         ({"towers": {"init_from": "bert", "transformer": None}}, "a family starts from random weights"),
+        (
+            {"towers": {"shared": False, "query_init_from": "bert"}},
+            "job.towers.query_init_from='bert': a family starts from random weights",
+        ),
+        ({"towers": {"shared": False, "query_transformer": SMALL}}, "job.towers.query_transformer=TransformerConfig("),
         ({"training": {"global_batch_size": 64}}, "global_batch_size=64"),
     ],
 )
@@ -108,3 +115,22 @@ def test_fields_that_make_no_family_are_refused(tmp_path, fields, message):
 def test_a_width_that_heads_do_not_divide_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"widths: 40 must be a multiple of the transformer's head_dim=16"):
         small_family(tmp_path, widths=(40,)).check(MESH)
+
+
+def test_a_job_that_does_not_suit_one_of_the_sizes_is_refused(tmp_path):
+    family = with_parts(
+        small_family(tmp_path, num_layers=(1, 1), widths=(32, 16)), contrastive={"matryoshka_dims": (32,)}
+    )
+    with pytest.raises(UsageError, match="matryoshka_dims"):
+        family.check(MESH)
+
+
+def test_clusters_are_named_by_what_they_say_and_not_by_their_place(tmp_path):
+    places = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    for place, cluster in zip(places, (1, 1, 2), strict=True):
+        place.write_text(json.dumps({"doc_id": "d0", "cluster": cluster}) + "\n")
+    family = small_family(tmp_path)
+    same, moved, other = (with_parts(family, data={"clusters": str(place)}).identity("corpus") for place in places)
+    assert same == moved != other
+    with pytest.raises(DataError, match="clusters: there is no file"):
+        with_parts(family, data={"clusters": str(tmp_path / "nowhere")}).identity("corpus")

@@ -86,7 +86,7 @@ def test_documents_carry_the_group_of_their_near_duplicates(folder):
 def test_hard_negatives_of_an_epoch_come_beside_their_query(folder, tmp_path):
     """With 2 of 10 negatives a step, no query sees one twice in five epochs, whatever batches these are."""
     _, _, qrels = made_up_records()
-    path, others = tmp_path / "negatives.jsonl", [f"d{number}" for number in range(40, 50)]
+    path, others = tmp_path / "negatives.jsonl", [f"d{number}" for number in range(0, 80, 8)]
     path.write_text("".join(json.dumps({"query_id": q, "doc_ids": others}) + "\n" for q in qrels["train"]))
     data = {"hard_negatives": str(path), "num_hard_negatives": 2, "hard_negative_draws": "epoch"}
     objective = tiny_job(folder, data=data).objective()
@@ -104,7 +104,7 @@ def test_hard_negatives_of_an_epoch_come_beside_their_query(folder, tmp_path):
 def test_hard_negatives_stand_beside_their_query(folder, tmp_path):
     _, _, qrels = made_up_records()
     path = tmp_path / "negatives.jsonl"
-    lists = {query: [f"d{40 + row % 5}", f"d{50 + row % 7}"] for row, query in enumerate(qrels["train"])}
+    lists = {query: [f"d{8 * (row % 5)}", f"d{8 * (5 + row % 7)}"] for row, query in enumerate(qrels["train"])}
     path.write_text("".join(json.dumps({"query_id": q, "doc_ids": ids}) + "\n" for q, ids in lists.items()))
     objective = tiny_job(folder, data={"hard_negatives": str(path), "num_hard_negatives": 2}).objective()
     batch = objective.batch(0)

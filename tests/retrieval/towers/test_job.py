@@ -160,7 +160,7 @@ def test_the_identity_holds_hashes_and_no_paths(folder, tmp_path):
 def test_the_identity_changes_with_all_that_the_run_is(folder, tmp_path):
     negatives = tmp_path / "negatives.jsonl"
     train_queries = tiny_job(folder).objective().pairs.table.query_ids
-    lines = [json.dumps({"query_id": query, "doc_ids": ["d5", "d6"]}) for query in train_queries]
+    lines = [json.dumps({"query_id": query, "doc_ids": ["d8", "d16"]}) for query in train_queries]
     negatives.write_text("\n".join(lines))
     wider = bert_config(num_layers=1, d_model=16, num_heads=2, d_ff=64, vocab_size=512, max_positions=32)
     variants = [
@@ -173,7 +173,7 @@ def test_the_identity_changes_with_all_that_the_run_is(folder, tmp_path):
         {"training": {"seed": 1}},
     ]
     identities = [typed_json.fingerprint(tiny_job(folder, **changes).objective().identity) for changes in variants]
-    negatives.write_text("\n".join(lines).replace("d6", "d7"))
+    negatives.write_text("\n".join(lines).replace("d16", "d24"))
     identities.append(typed_json.fingerprint(tiny_job(folder, **variants[4]).objective().identity))
     assert len(set(identities)) == len(variants) + 1
 
@@ -234,10 +234,10 @@ def test_starting_from_another_folder_replaces_the_transformer(folder, tmp_path)
     assert job.towers.transformer is None
 
 
-def test_a_retriever_with_two_tokenizers_is_no_start_for_two_towers(folder, tmp_path):
+def test_a_retriever_with_two_tokenizers_starts_two_towers_each_with_its_own(folder, tmp_path):
     towers = read_retriever(write_retriever(tmp_path / "retriever"))
     other = dataclasses.replace(towers.query, tokenizer=Tokenizer.train_wordpiece(["other words"] * 3, 40))
     save_retriever(tmp_path / "two", with_query_tower(towers, other))
-    job = starting_from(folder, tmp_path / "two", shared=False)
-    with pytest.raises(UsageError, match="has a tokenizer of its own, and two towers are trained with one"):
-        job.objective()
+    objective = starting_from(folder, tmp_path / "two", shared=False).objective()
+    assert objective.query_tokenizer.fingerprint == other.tokenizer.fingerprint
+    assert objective.tokenizer.fingerprint == towers.document.tokenizer.fingerprint

@@ -18,6 +18,7 @@ from retrieval.towers.near_duplicates import duplicate_groups
 from retrieval.towers.negatives_folder import read_description
 from retrieval.towers.pair_table import make_table
 from retrieval.towers.pairs import read_source
+from retrieval.towers.retriever_folder import with_query_tower
 from tests.retrieval.tiny_retriever import WORDS, tiny_towers
 from tests.retrieval.towers.small_pairs import tiny_job
 
@@ -182,6 +183,16 @@ def test_the_folder_is_the_same_of_committed_vectors_and_on_any_mesh(folder, sou
     assert {**alone.manifest.parents, "vectors": embedded.manifest.identity} == spread.manifest.parents
     assert read_description(tmp_path / "alone").mining == Mining(depth=30, num_negatives=3)
     assert [report.format for report in verify(tmp_path / "alone").directories] == ["jaxscale.negatives"]
+
+
+def test_a_query_tower_that_joined_the_space_mines_with_the_vectors_that_were_there(folder, source, tmp_path):
+    mesh, teacher = mesh_from_text("data=1@0"), tiny_towers()
+    embedded = embed_corpus(teacher, BeirFolder.open(folder), tmp_path / "vectors", mesh)
+    student = with_query_tower(teacher, tiny_towers(seed=1).query)
+    mined = miner(towers=student, vectors=embedded).mine_to(tmp_path / "negatives", source, mesh).path
+    description = read_description(mined)
+    assert description.contract == teacher.contract
+    assert description.query_encoder == student.identity("query").sha256 != teacher.identity("query").sha256
 
 
 def test_training_takes_the_folder_and_a_file_of_its_lines_alike(folder, source, tmp_path):

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from retrieval.towers import near_duplicates
 from retrieval.towers.near_duplicates import duplicate_groups
 
 
@@ -47,6 +48,37 @@ def test_groups_are_those_of_a_plain_comparison_of_all_pairs(jaccard):
     expected = plain_groups(texts, jaccard)
     assert 30 <= len(set(expected)) < len(texts)
     assert duplicate_groups(texts, jaccard).tolist() == expected
+
+
+def templated_texts(num):
+    """Texts that have their first words in common, so that most of them meet in some band; some stand there twice."""
+    rng = random.Random(0)
+    words = [f"word{number}" for number in range(2000)]
+    template = rng.choices(words, k=60)
+    texts = [" ".join([*template, *rng.choices(words, k=40)]) for _ in range(num)]
+    return texts + rng.choices(texts, k=num // 4)
+
+
+def test_texts_of_one_template_are_compared_once_and_copies_never(monkeypatch):
+    compared = []
+
+    def counted(others, shingles, similarities=near_duplicates._similarities):
+        compared.extend((other.tobytes(), shingles.tobytes()) for other in others)
+        return similarities(others, shingles)
+
+    monkeypatch.setattr(near_duplicates, "_similarities", counted)
+    texts = templated_texts(60)
+    assert duplicate_groups(texts, 0.8).tolist() == plain_groups(texts, 0.8)
+    assert len(set(compared)) == len(compared)
+    assert len(compared) > 500
+    assert not [pair for pair in compared if pair[0] == pair[1]]
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_groups_are_the_same_however_many_are_compared_at_once(monkeypatch, at_once):
+    texts = texts_with_copies()
+    monkeypatch.setattr(near_duplicates, "_COMPARED_AT_ONCE", at_once)
+    assert duplicate_groups(texts, 0.7).tolist() == plain_groups(texts, 0.7)
 
 
 def test_groups_do_not_depend_on_the_order_of_texts():

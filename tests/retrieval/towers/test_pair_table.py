@@ -36,8 +36,8 @@ def test_known_positives_hold_all_relevant_documents_and_padding(source):
 
 
 def negatives_file(path, source, **changes):
-    """Two hard negatives for each query; `changes` replace those of one."""
-    lists = {query_id: ["d5", "d6"] for query_id in source.qrels} | changes
+    """Two hard negatives for each query, relevant to dev's queries alone; `changes` replace those of one."""
+    lists = {query_id: ["d8", "d16"] for query_id in source.qrels} | changes
     path.write_text("".join(json.dumps({"query_id": q, "doc_ids": ids}) + "\n" for q, ids in lists.items()))
     return path
 
@@ -102,3 +102,11 @@ def test_negatives_of_an_epoch_are_dealt_out_without_repetition(source, tmp_path
     again = table.hard_negatives_of_epoch(pairs[::-1], 2, 4, seed=3).tolist()
     assert [tuple(chosen) for chosen in again[::-1]] == turns[8:10]
     assert table.hard_negatives_of_epoch(pairs, 2, 4, seed=4).tolist() != again[::-1]
+
+
+def test_a_hard_negative_that_is_relevant_to_its_query_is_refused(source, tmp_path):
+    path = negatives_file(tmp_path / "negatives.jsonl", source, **{"q1-0": ["d3", "d2", "d7"]})
+    with pytest.raises(DataError, match="document 'd2' is relevant to query 'q1-0', so it is no negative of it"):
+        make_table(source, path, 2)
+    # `d3` is judged, but not relevant.
+    make_table(source, negatives_file(path, source, **{"q1-0": ["d3", "d7"]}), 2)

@@ -15,6 +15,7 @@ from retrieval.embed import embed_corpus
 from retrieval.formats.beir import BeirFolder
 from retrieval.retriever import Retriever
 from retrieval.towers.loading import load_towers
+from retrieval.towers.rounds import Rounds, job_of_round, run_of
 from retrieval.towers.start import Towers
 from tests.retrieval.towers.small_pairs import tiny_job, write_pairs
 from tests.retrieval.towers.test_loading import BYTES, TOKENIZER, write_decoder, write_model
@@ -137,3 +138,36 @@ def test_from_the_command_line_to_hits(folder, models, tmp_path, capsys, monkeyp
     search = ["search", "--model", "run", "--vectors", "vectors", "--corpus", str(folder), "--query", "some words"]
     assert main([*search, "--k", "3"]) == 0
     assert "d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", ["query_init_from", "query_transformer"])
+def test_a_later_round_starts_from_both_towers_of_the_round_before(folder, models, tmp_path, own):
+    job = job_from(folder, models[0], **{own: str(models[1]) if own == "query_init_from" else SMALL})
+    first = job.objective()
+    trained = jax.tree.map(lambda leaf: leaf + 1, first.starting_params)
+    first.export(trained, run_of(tmp_path, 0) / "model")
+    second = dataclasses.replace(job_of_round(job, Rounds(), 1, tmp_path), data=job.data).objective()
+    for side in ("query", "document"):
+        jax.tree.map(np.testing.assert_array_equal, second.starting_params["towers"][side], trained["towers"][side])
+    origin = job_of_round(job, Rounds(start="origin"), 1, tmp_path)
+    assert origin.towers == job.towers
+
+
+def test_a_query_prefix_that_only_the_tokenizer_of_documents_finds_too_long_is_no_matter(folder, models):
+    bert, decoder = models
+    job = job_from(folder, decoder, query_init_from=str(bert), query_prefix="some more words to make ")
+    assert job.objective().batch(0)["query_tokens"].shape[1] == 8
+
+
+def test_a_query_tower_of_a_model_beside_documents_without_one_is_refused(folder):
+    job = tiny_job(folder, towers={"shared": False, "query_init_from": "small"})
+    for refuse in (lambda: job.check(MeshSpec(data=1)), job.planned_step):
+        with pytest.raises(UsageError, match=r"query_init_from='small' needs .* but towers\.init_from='' names none"):
+            refuse()
+
+
+def test_crops_of_a_folder_with_two_tokenizers_are_refused_by_its_name(folder, models, tmp_path):
+    objective = job_from(folder, models[0], query_init_from=str(models[1])).objective()
+    objective.export(objective.starting_params, tmp_path / "both")
+    with pytest.raises(UsageError, match=r"those of queries are others in towers\.init_from='.*both'; use 0"):
+        job_from(folder, tmp_path / "both", data={"crops_per_document": 1}).objective()

@@ -1,5 +1,7 @@
 """The batches of a distillation: functions of their number, each query once, of like lengths, with its positive."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,15 @@ def test_each_query_comes_with_one_of_its_relevant_documents():
 def test_a_relevant_document_without_a_vector_is_refused():
     with pytest.raises(DataError, match="has no row of the relevant document 'x'"):
         make_positives([("d0",), ("x",)], ["d0"], DOCUMENTS[:1])
+
+
+@pytest.mark.parametrize(("num", "size"), [(12 * 8, 8), (8, 8), (7 * 8 + 5, 8), (20, 1)])
+def test_no_query_stands_twice_in_a_batch_or_an_epoch_where_eight_batches_are_no_whole_epoch(num, size):
+    ours = dataclasses.replace(batches(), schedule=BatchSchedule(num_examples=num, global_batch_size=size, seed=0))
+    per_epoch = num // size
+    for epoch in range(5):
+        numbers = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        found = np.concatenate([ours.examples(number) for number in numbers])
+        scheduled = np.concatenate([ours.schedule.indices(number) for number in numbers])
+        assert sorted(found.tolist()) == sorted(scheduled.tolist())
+        assert len(set(found.tolist())) == per_epoch * size

@@ -3,14 +3,20 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from jaxscale import typed_json
-from jaxscale.errors import UsageError
+from jaxscale.errors import DataError, UsageError
 from jaxscale.mesh import MeshSpec
+from retrieval.embed import embed_corpus
+from retrieval.formats.beir import BeirFolder, write_beir
+from retrieval.records import Doc
 from retrieval.towers.distillation.job import DistillationJob
-from tests.retrieval.towers.distillation.small_distillation import small_job, write_home
+from retrieval.vectors import Vectors
+from tests.retrieval.towers.distillation.small_distillation import MESH, small_job, small_retriever, write_home
+from tests.retrieval.towers.small_pairs import made_up_records
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +79,29 @@ def test_without_a_place_for_the_teachers_vectors_there_is_no_objective(home, tm
     job = dataclasses.replace(job, teacher=dataclasses.replace(job.teacher, query_vectors=""))
     with pytest.raises(UsageError, match=r"teacher\.query_vectors is not given"):
         job.objective()
+
+
+def test_a_run_in_the_folder_that_one_stands_in_has_a_place_beside_it_too(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert small_job(tmp_path, Path()).teacher.query_vectors == str(tmp_path / "run.teacher-queries")
+
+
+def test_documents_of_which_no_dev_query_finds_one_are_refused(home, tmp_path):
+    docs, queries, _ = made_up_records()
+    strangers = [Doc(f"x{number}", "", doc.text) for number, doc in enumerate(docs)]
+    write_beir(tmp_path / "other", strangers, queries, {"train": {queries[0].id: {"x0": 1}}})
+    embed_corpus(small_retriever(), BeirFolder.open(tmp_path / "other"), tmp_path / "vectors", MESH)
+    job = small_job(home, tmp_path / "run", teacher={"vectors": str(tmp_path / "vectors")})
+    with pytest.raises(DataError, match=r"none of its 96 documents is relevant to a query of data\.dev_split"):
+        job.objective()
+
+
+def test_the_frozen_vectors_are_read_once_for_all_evaluations(home, tmp_path, monkeypatch):
+    objective = small_job(home, tmp_path / "run").objective()
+    read = []
+    monkeypatch.setattr(Vectors, "read", lambda self, whole=Vectors.read: read.append(self) or whole(self))
+    dev, student = objective.dev, objective.student
+    first, second = (dev.evaluate(student.config, student.params, MESH, "float32") for _ in range(2))
+    assert first == second
+    assert len(read) == 1
