@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
+from jaxscale import frozen
 from jaxscale.mesh import MeshSpec
 from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
@@ -196,12 +197,18 @@ def test_names_play_no_part_in_the_plan_of_any_recipe(name, mesh):
     leaves, structure = jax.tree.flatten(step.params)
     names = [f"{i:03d}" for i in np.random.default_rng(0).permutation(len(leaves))]
 
-    def renamed(params, batch):
-        return step.loss(jax.tree.unflatten(structure, [params[name] for name in names]), batch)
+    # What is not trained is said by one name at the top, and stays there.
+    held = {names[position] for position in frozen.positions(step.params)}
 
-    tree = dict(zip(names, leaves, strict=True))
+    def renamed(params, batch):
+        flat = params | params.get(frozen.FROZEN, {})
+        return step.loss(jax.tree.unflatten(structure, [flat[name] for name in names]), batch)
+
+    by_name = dict(zip(names, leaves, strict=True))
+    tree = {name: leaf for name, leaf in by_name.items() if name not in held}
+    tree |= {frozen.FROZEN: {name: by_name[name] for name in held}} if held else {}
     got = derive(renamed, tree, step.batch, mesh, optimizer=step.optimizer, limits=LIMITS)
-    by_path = {leaf.path: leaf for leaf in got.leaves if leaf.role == "parameter"}
+    by_path = {leaf.path.removeprefix(f"{frozen.FROZEN}/"): leaf for leaf in got.leaves if leaf.role == "parameter"}
     parameters = [leaf for leaf in plain.leaves if leaf.role == "parameter"]
     assert [by_path[name].spec for name in names] == [leaf.spec for leaf in parameters]
     assert [by_path[name].layout for name in names] == [leaf.layout for leaf in parameters]
