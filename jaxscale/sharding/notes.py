@@ -240,7 +240,7 @@ class Notes:
                 for note in self._of(_Reduced)
             ),
             scanned=self._union([note.dim for note in self._of(_Scanned)]),
-            looked_up=self._union([note.dim for note in self._of(_LookedUp) if not note.of_data]),
+            looked_up=self._looked_up(leaves),
             not_understood=_not_understood(self._of(_Unknown)),
             routed=self._union([note.dim for note in self._of(_Routed)]),
             activations=tuple(activations),
@@ -250,6 +250,15 @@ class Notes:
             unknown=self._union([dim for note in self._of(_Unknown) for dim in note.dims]),
             slices=slices,
         )
+
+    def _looked_up(self, leaves: Sequence[Leaf]) -> frozenset[int]:
+        """What lookups index; of data (scores, by their target) only what a parameter has and the batch has not."""
+        of_role: dict[str, set[int]] = {"parameter": set(), "batch": set(), "optimizer": set()}
+        for leaf in leaves:
+            of_role[leaf.role].update(factor for dim in leaf.dims for factor in dim)
+        of_data = self._union([note.dim for note in self._of(_LookedUp) if note.of_data])
+        of_parameters = self._union([note.dim for note in self._of(_LookedUp) if not note.of_data])
+        return of_parameters | (of_data & (of_role["parameter"] - of_role["batch"]))
 
     def _of(self, kind: type[_N]) -> list[_N]:
         return [note for note in self._notes if isinstance(note, kind)]
