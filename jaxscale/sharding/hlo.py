@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 # Programs that are not compiled yet are printed without the parameters.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_END = re.compile(r"^\}\s*(?://.*)?$")
+# A computation of a thread of its own says so behind its brace.
+_END = re.compile(r"^\}(?:, execution_thread=.*)?\s*(?://.*)?$")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")

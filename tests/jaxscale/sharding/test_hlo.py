@@ -80,3 +80,22 @@ def test_attributes_of_several_lines_belong_to_their_instruction():
     assert (kernel.opcode, kernel.op_name) == ("custom-call", "jit(f)/pallas_call")
     assert kernel.arrays == (Array("f32", (4, 8)), Array("f32", (4, 128)))
     assert main.root.name == "made"
+
+
+def test_a_computation_of_a_thread_of_its_own_ends_behind_its_brace():
+    program = parse_program(
+        "\n".join(
+            [
+                "HloModule m",
+                "",
+                "%async_computation (p: f32[2]) -> f32[2] {",
+                "  ROOT %p = f32[2]{0} parameter(0)",
+                '}, execution_thread="main"',
+                "",
+                "ENTRY %main (x: f32[2]) -> f32[2] {",
+                "  ROOT %x = f32[2]{0} parameter(0)",
+                "}",
+            ]
+        )
+    )
+    assert set(program.computations) == {"async_computation", "main"}
