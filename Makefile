@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself; a second call installs nothing.
 #
 #   make demo        the whole story on this machine, then a report        (under 6 minutes, installing included)
-#   make test        the tests, few kills and few flips                    (under 8 minutes on 2 cores)
+#   make test        the tests, few kills and few flips                    (about 20 minutes on 2 cores)
 #   make test-full   everything, counts at full size                       (under 40 minutes on 2 cores)
 #   make test-aot    the tests that compile TPU programs, with no TPU      (installs libtpu, 137 MB)
 #   make check       format, lint, types, import order, doctests
