@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from jaxscale.errors import UsageError
+from jaxscale.nn.attention_blockwise import BLOCK
 
-Kernel = Literal["plain", "splash", "cudnn"]
-AttentionSetting = Literal["auto", "plain", "splash", "cudnn"]
+Kernel = Literal["plain", "blockwise", "splash", "cudnn"]
+AttentionSetting = Literal["auto", "plain", "blockwise", "splash", "cudnn"]
 
-_OF_PLATFORM: dict[str, Kernel] = {"tpu": "splash", "cuda": "cudnn"}
+_OF_PLATFORM: dict[str, Kernel] = {"cpu": "blockwise", "tpu": "splash", "cuda": "cudnn"}
 
 # Splash attention reads positions in blocks of a TPU's 128 lanes. The widths are those compiled for TPUs in the tests.
 SPLASH_BLOCK, _SPLASH_WIDTHS = 128, (64, 128, 256)
@@ -31,6 +32,7 @@ class Case:
       has_bias: whether something is added to the scores.
       has_dropout: whether weights are dropped.
       has_groups: whether documents share rows, or some positions are padding.
+      causal: whether no query reads to its right.
       has_rule: whether causality and groups say all of who may read whom; else there is only an array that says it.
       misplaced: why the parts that devices hold can't be computed each by itself; None where they can.
     """
@@ -42,6 +44,7 @@ class Case:
     has_bias: bool
     has_dropout: bool
     has_groups: bool
+    causal: bool
     has_rule: bool
     misplaced: str | None
 
@@ -78,6 +81,15 @@ _ANYWHERE: tuple[_Need, ...] = (
     lambda case: case.misplaced,
 )
 _NEEDS: dict[Kernel, tuple[_Need, ...]] = {
+    "blockwise": (
+        lambda case: None if case.causal else "every position reads to its right too, so that there is nothing to save",
+        *_ANYWHERE,
+        lambda case: (
+            None
+            if case.lengths[0] == case.lengths[1] and case.lengths[0] % BLOCK == 0 and case.lengths[0] > BLOCK
+            else f"{_lengths(case)} not several blocks of {BLOCK}"
+        ),
+    ),
     "splash": (
         lambda case: None if case.platform == "tpu" else f"it runs on TPUs, not on {case.platform}",
         lambda case: None if case.dtype == "bfloat16" else f"it multiplies in bfloat16, compute_dtype is {case.dtype}",

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int
 
 from jaxscale.errors import UsageError
+from jaxscale.nn.attention_blockwise import attend_by_blocks
 from jaxscale.nn.attention_call import AttentionCall
 from jaxscale.nn.attention_choice import (
     SPLASH_BLOCK,
@@ -176,7 +177,7 @@ def described(
         why = "attention=plain" if setting == "plain" else f"there is no kernel for {platform_of(mesh)}"
         return (f"plain ({why})",)
     calls = find_calls(rewrite.trace(loss, *arguments).jaxpr, plan, mesh)
-    return summary(choices(calls, setting).values())
+    return summary(choices(calls, setting).values()) or ("no attention of jaxscale.nn",)
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -226,6 +227,8 @@ class Island:
     def _of_device(
         self, query: Float[Array, "b S h C"], key: Float[Array, "b T k C"], value: Float[Array, "b T k C"], *groups: Any
     ) -> Float32[Array, "b S h C"]:
+        if self.kernel == "blockwise":
+            return attend_by_blocks(query, key, value, *groups, scaled=self.call.scaled)
         if self.call.scaled:
             query = query / jnp.asarray(math.sqrt(query.shape[-1]), query.dtype)
         if self.kernel == "cudnn":
@@ -278,6 +281,7 @@ def _case(call: AttentionCall, equation: JaxprEqn, places: Places | None, platfo
         has_bias="bias" in call.operands,
         has_dropout="dropout_key" in call.operands,
         has_groups="query_groups" in call.operands,
+        causal=call.causal,
         has_rule=call.has_rule,
         misplaced="the plan does not say where its heads are" if places is None else places.misplaced(key[2]),
     )

@@ -7,7 +7,7 @@ import pytest
 from jaxscale.errors import UsageError
 from jaxscale.nn.attention_choice import Case, choose, has_kernel, reason_against, summary
 
-# What both kernels can compute, each on its platform.
+# What every kernel can compute, each on its platform.
 CASE = Case(
     platform="tpu",
     dtype="bfloat16",
@@ -16,19 +16,23 @@ CASE = Case(
     has_bias=False,
     has_dropout=False,
     has_groups=False,
+    causal=True,
     has_rule=True,
     misplaced=None,
 )
-PLATFORMS = {"splash": "tpu", "cudnn": "cuda"}
-EITHER = [
-    ({"platform": "cpu"}, "not on cpu"),
-    ({"dtype": "float32"}, "float32"),
+PLATFORMS = {"blockwise": "cpu", "splash": "tpu", "cudnn": "cuda"}
+FUSED = [({"platform": "rocm"}, "not on rocm"), ({"dtype": "float32"}, "float32")]
+ANY = [
     ({"has_bias": True}, r"a bias \(relative positions\)"),
     ({"has_dropout": True}, "dropout of the weights"),
     ({"has_rule": False}, "an array, not a rule"),
     ({"misplaced": "positions are split over sequence"}, "positions are split over sequence"),
 ]
 OF_ONE = [
+    ("blockwise", {"causal": False}, "every position reads to its right"),
+    ("blockwise", {"query_shape": (8, 128, 4, 64), "key_shape": (8, 128, 2, 64)}, "128 positions are not several"),
+    ("blockwise", {"query_shape": (8, 500, 4, 64), "key_shape": (8, 500, 2, 64)}, "500 positions are not several"),
+    ("blockwise", {"key_shape": (8, 256, 2, 128)}, "512 positions that read 256 are not several"),
     ("splash", {"query_shape": (8, 512, 4, 96), "key_shape": (8, 512, 2, 96)}, "heads are 96 wide"),
     ("splash", {"query_shape": (8, 500, 4, 128), "key_shape": (8, 500, 2, 128)}, "500 positions are no multiple"),
     ("splash", {"key_shape": (8, 100, 2, 128)}, "512 positions that read 100"),
@@ -37,7 +41,11 @@ OF_ONE = [
     ("cudnn", {"query_shape": (8, 512, 4, 100)}, "heads are 100 wide"),
     ("cudnn", {"query_shape": (8, 512, 4, 136)}, "heads are 136 wide"),
 ]
-REFUSED = [(kernel, changes, reason) for kernel in PLATFORMS for changes, reason in EITHER] + OF_ONE
+REFUSED = [
+    *((kernel, changes, reason) for kernel in PLATFORMS for changes, reason in ANY),
+    *((kernel, changes, reason) for kernel in ("splash", "cudnn") for changes, reason in FUSED),
+    *OF_ONE,
+]
 
 
 def case_for(kernel, **changes):
@@ -58,7 +66,7 @@ def test_a_need_that_is_not_met_leaves_the_plain_attention_and_says_why(kernel, 
     with pytest.raises(UsageError, match=f"attention={kernel} can't compute this job's attention: .*{reason}.*auto"):
         choose(kernel, case)
     if "platform" in changes:
-        assert choose("auto", case).reason == "there is no kernel for cpu"
+        assert choose("auto", case).reason == "there is no kernel for rocm"
     else:
         choice = choose("auto", case)
         assert choice.kernel == "plain"
@@ -68,6 +76,7 @@ def test_a_need_that_is_not_met_leaves_the_plain_attention_and_says_why(kernel, 
 @pytest.mark.parametrize(
     ("kernel", "changes"),
     [
+        ("blockwise", {"has_groups": True, "dtype": "float32"}),
         ("splash", {"has_groups": True}),
         ("cudnn", {"query_shape": (8, 500, 4, 64), "key_shape": (8, 77, 4, 64), "dtype": "float16"}),
     ],
@@ -77,7 +86,7 @@ def test_what_one_kernel_can_do_besides(kernel, changes):
 
 
 def test_a_program_is_looked_at_only_where_it_may_change():
-    assert not has_kernel("auto", "cpu")
+    assert not has_kernel("auto", "rocm")
     assert not has_kernel("plain", "tpu")
     assert all(has_kernel(*asked) for asked in (("auto", "tpu"), ("auto", "cuda"), ("splash", "cpu")))
 

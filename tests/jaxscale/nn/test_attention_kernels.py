@@ -68,11 +68,11 @@ def assert_near(got, expected, tolerance):
         np.testing.assert_allclose(ours, theirs, atol=tolerance * float(jnp.abs(theirs).max()))
 
 
-def island(spec, axes, key_axes, *, operands, causal):
+def island(spec, axes, key_axes, *, operands, causal, kernel="splash"):
     mesh = make_mesh(spec, jax.devices()[: spec.num_devices])
     query, key = (NamedSharding(mesh, P(*each)) for each in (axes, key_axes))
     call = AttentionCall(causal=causal, scaled=True, operands=operands)
-    return Island(call=call, kernel="splash", places=Places(query=query, key=key), interpret=True)
+    return Island(call=call, kernel=kernel, places=Places(query=query, key=key), interpret=True)
 
 
 SPLIT = (("data", "fsdp"), None, "tensor")
@@ -100,6 +100,31 @@ def test_splash_attention_equals_the_plain_one(num_heads, num_kv_heads, causal, 
     operands = heads(num_rows, num_heads, num_kv_heads)
     got = with_gradients(lambda *heads: kernel(*heads, *given), operands)
     assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("packed", "spec", "axes"),
+    [(False, ONE, ()), (True, ONE, ()), pytest.param(True, EIGHT, SPLIT, id="8 devices")],
+)
+def test_blockwise_attention_equals_the_plain_one(packed, spec, axes):
+    numbers, order = groups(4), jnp.arange(LENGTH)
+    allowed = jnp.broadcast_to(order[None, None, :] <= order[None, :, None], (4, LENGTH, LENGTH))
+    if packed:
+        allowed &= numbers[:, None, :] == numbers[:, :, None]
+    given = (numbers, numbers) if packed else ()
+    names = ("query_groups", "key_groups")[: len(given)]
+    kernel = island(spec, axes, axes, operands=names, causal=True, kernel="blockwise")
+    operands = heads(4, 4, 2)
+    got = with_gradients(lambda *heads: kernel(*heads, *given), operands)
+    assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 2e-6)
+
+
+def test_blockwise_attention_makes_no_score_to_the_right_of_a_block():
+    kernel = island(ONE, (), (), operands=(), causal=True, kernel="blockwise")
+    text = str(jax.make_jaxpr(kernel)(*heads(1, 1, 1)))
+    scores, mixed = ["128", "256"], [str(WIDTH)] * 2
+    made = re.findall(r"f32\[1,1,128,1,(\d+)\] = dot_general", text)
+    assert (made[::2], made[1::2]) == (scores, mixed)
 
 
 def test_padding_is_not_read_and_queries_in_it_read_what_is_real():
@@ -244,13 +269,14 @@ def test_places_where_a_device_can_not_compute_its_part_are_told(query, key, num
     assert found is None if problem is None else problem in found
 
 
-def test_on_cpu_no_program_is_looked_at_and_a_kernel_by_name_is_refused():
+def test_on_cpu_attention_goes_by_blocks_and_the_kernel_of_another_platform_is_refused():
     params, batch = shapes_of(random_params(DECODER)), shapes_of(batch_of(8))
     loss, mesh = loss_of(DECODER), make_mesh(ONE, jax.devices()[:1])
     plan = derive(loss, params, batch, ONE)
-    assert replacing(plan, mesh, "auto") is None
     assert replacing(plan, mesh, "plain") is None
-    assert described(loss, plan, mesh, "auto", params, batch) == ("plain (there is no kernel for cpu)",)
+    (island,) = replacements(rewrite.trace(loss, params, batch).jaxpr, plan, mesh, "auto").values()
+    assert island.kernel == "blockwise"
+    assert described(loss, plan, mesh, "auto", params, batch) == ("blockwise x 1 (the kernel of cpu)",)
     for setting, platform in (("splash", "TPUs"), ("cudnn", "NVIDIA GPUs")):
         with pytest.raises(UsageError, match=f"attention={setting} can't .* runs on {platform}, not on cpu"):
             apply_plan(plan, loss, mesh, params, batch, replacing=replacing(plan, mesh, setting))
