@@ -7,8 +7,23 @@ its hidden states [B S D], in float32.
 
 import json
 import sys
+from collections.abc import Sequence
 
 import numpy as np
+
+
+def has_no_output(model_type: str, architectures: Sequence[str]) -> bool:
+    """Whether a folder's scores are hidden states.
+
+    Args:
+      model_type: as in config.json; a BERT is compared without the heads of its tasks.
+      architectures: the names of its classes there.
+
+    >>> has_no_output("llama", ["LlamaModel"]), has_no_output("gpt2", ["GPT2LMHeadModel"])
+    (True, False)
+    """
+    bare = any(name.endswith("Model") and not name.endswith("LMHeadModel") for name in architectures)
+    return model_type == "bert" or bare
 
 
 def main(folder: str, tokens_file: str, out: str) -> None:
@@ -20,7 +35,7 @@ def main(folder: str, tokens_file: str, out: str) -> None:
         batch = {name: torch.tensor(rows) for name, rows in json.load(file).items()}
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = config.model_type
-    is_bare = kind == "bert" or any(name.endswith("Model") for name in config.architectures or ())
+    is_bare = has_no_output(kind, config.architectures or ())
     loader = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
     loader = transformers.AutoModel if is_bare else loader
     # An encoder's pooler is no part of its hidden states, and need not be there.
