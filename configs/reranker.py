@@ -39,7 +39,7 @@ def reranker_tiny() -> RerankerJob:
 
     Command: jaxscale train reranker_tiny --data.folder BEIR --out RUN
     Hardware and time: any; 60 steps of 16 groups of 4 take a few seconds once compiled.
-    Expected: the dev metric rises; how high says more of the data than of the re-ranker.
+    Expected: the loss falls from log 4; so few steps from random weights teach it little of which words are alike.
     """
     return RerankerJob(
         model=RerankerModel(
@@ -55,7 +55,5 @@ def reranker_tiny() -> RerankerJob:
                 schedule=ScheduleConfig(kind="cosine", peak_learning_rate=1e-2, warmup_steps=5, decay_steps=60)
             ),
         ),
-        operation=Operation(
-            checkpoint_every_steps=30, eval_every_steps=30, log_every_steps=5, best_metric="sample_nDCG@10"
-        ),
+        operation=Operation(checkpoint_every_steps=30, eval_every_steps=30, log_every_steps=5),
     )
