@@ -159,7 +159,7 @@ def _taught(
     pairs: Int[np.ndarray, "N 2"],
     query_ids: list[str],
     negatives: Negatives,
-    lines: Lines,
+    lines: dict[str, NegativesLine],
     path: Path,
 ) -> TaughtScores:
     """The re-ranker's scores as they lie beside the pairs and the hard negatives."""

@@ -27,6 +27,8 @@ def home(tmp_path_factory):
         order = [*others[:10], *judged, others[10]]
         run[query_id] = {doc_id: 1.0 / rank for rank, doc_id in enumerate(order, 1)}
     write_run(home / "first.trec", run, "first")
+    mined = ["mine", "--model", home / "retriever", "--corpus", home / "corpus", "--out", home / "negatives"]
+    assert main([*map(str, mined), "--mesh", "data=1@0", "--depth", "20", "--num-negatives", "3"]) == 0
     line = [
         "train",
         "reranker_tiny",
@@ -106,9 +108,8 @@ def test_scored_negatives_say_where_they_come_from_and_teach_a_tower(home, tmp_p
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"negatives", "reranker", "corpus", "query_encoder"} <= report["parents"].keys()
     assert main(["verify", str(out)]) == 0
-    before, after = (
-        [json.loads(text) for text in (path / "negatives.jsonl").open()] for path in (home / "negatives", out)
-    )
+    files = (home / "negatives" / "negatives.jsonl", out / "negatives.jsonl")
+    before, after = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     kept = ("query_id", "doc_ids", "scores")
     assert [{name: line[name] for name in kept} for line in after] == before
     _, queries, qrels = made_up_records()
@@ -131,9 +132,15 @@ def test_scored_negatives_say_where_they_come_from_and_teach_a_tower(home, tmp_p
 
 def test_negatives_of_another_corpus_or_other_judgements_are_bad_data(home, tmp_path, capsys):
     docs, queries, qrels = made_up_records()
+    train = qrels["train"]
     write_beir(tmp_path / "other", docs[:-1], queries[:-2], {"train": {"q1-0": {"d1": 1}}})
-    write_beir(tmp_path / "judged", docs, queries, {"train": {q: d for q, d in qrels["train"].items() if q != "q1-0"}})
-    for corpus, said in (("other", "its negatives are of the corpus"), ("judged", "'q1-0' is not a judged one")):
+    write_beir(tmp_path / "fewer", docs, queries, {"train": {q: d for q, d in train.items() if q != "q1-0"}})
+    write_beir(tmp_path / "more", docs, queries, {"train": train | {"q0-0": {"d0": 1}}})
+    for corpus, said in (
+        ("other", "its negatives are of the corpus"),
+        ("fewer", "'q1-0' is not a judged one"),
+        ("more", "mined with other queries or judgements"),
+    ):
         assert score(home, tmp_path / "out", "--corpus", str(tmp_path / corpus)) == 3
         assert said in capsys.readouterr().err
     assert score(home, tmp_path / "out", "--negatives", str(home / "corpus")) == 3
