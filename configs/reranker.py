@@ -16,8 +16,7 @@ def reranker_minilm() -> RerankerJob:
     NEGATIVES is what `jaxscale mine --out NEGATIVES --num-negatives 16` writes; DEV.trec what `jaxscale search` finds
       for the dev queries. Without the one, negatives are random; without the other, name no best metric of it.
     Hardware, time, expected: never trained. 256 texts of 192 tokens a step.
-    Source: groups of 8 and the loss: Gao et al. 2021, sections 3.2 and 4, https://arxiv.org/abs/2101.08751; the rate is
-      ours.
+    Source: the loss: Gao et al. 2021, https://arxiv.org/abs/2101.08751; sizes and rate are ours.
     """
     return RerankerJob(
         model=RerankerModel(dropout_rate=0.0),

@@ -2,7 +2,7 @@
 
 The map has no bias: every loss here, and every order of documents, is of differences of one query's scores.
 
-Reference: Nogueira & Cho 2019, Passage Re-ranking with BERT, section 3, https://arxiv.org/abs/1901.04085
+Reference: Nogueira & Cho 2019, Passage Re-ranking with BERT, https://arxiv.org/abs/1901.04085
 """
 
 import dataclasses

@@ -69,7 +69,7 @@ def listwise(scores: Float32[Array, "B P"]) -> Float32[Array, "B"]:
     """`logsumexp over p of s[p]  -  s[0]` for each group of a relevant document, the first, and others.
 
     Reference: Gao et al. 2021, Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline (localized
-    contrastive estimation), section 3.2, https://arxiv.org/abs/2101.08751
+    contrastive estimation), https://arxiv.org/abs/2101.08751
 
     >>> listwise(jnp.zeros((1, 4))).tolist() == [float(jnp.log(4.0))]
     True

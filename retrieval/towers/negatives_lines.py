@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from jaxscale import typed_json
@@ -71,9 +72,12 @@ def _check(line: NegativesLine, source: PairSource, where: str) -> None:
             f"{where}: document {positive!r} is relevant to query {line.query_id!r}, so it is no negative of it; "
             "take it out of the file, or mine again with these judgements"
         )
-    for name, ids, scores in (
-        ("reranker_scores", line.doc_ids, line.reranker_scores),
-        ("positive_reranker_scores", line.positive_ids, line.positive_reranker_scores),
-    ):
-        if len(scores) not in ({0, len(ids)} if name == "reranker_scores" else {len(ids)}):
-            raise DataError(f"{where}: {name} has {len(scores)} numbers, expected one for each of {len(ids)} documents")
+    expected = {
+        # A file without scores of a re-ranker is one as well.
+        "reranker_scores": len(line.doc_ids) if line.reranker_scores else 0,
+        "positive_reranker_scores": len(line.positive_ids),
+    }
+    for name, count in expected.items():
+        scores = getattr(line, name)
+        if len(scores) != count or not all(map(math.isfinite, scores)):
+            raise DataError(f"{where}: {name} is {scores}, expected a finite number for each of {count} documents")

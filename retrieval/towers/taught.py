@@ -32,7 +32,7 @@ def taught_loss(
       kind: which distance.
 
     Reference:
-      margin_mse: Hofstaetter et al. 2020, section 3.2, https://arxiv.org/abs/2010.02666;
+      margin_mse: Hofstaetter et al. 2020, https://arxiv.org/abs/2010.02666;
       kl: Ren et al. 2021, RocketQAv2, section 3.2, https://arxiv.org/abs/2110.07367.
 
     >>> queries, documents = jnp.ones((1, 2)), jnp.array([[[1.0, 1.0], [0.0, 1.0]]])

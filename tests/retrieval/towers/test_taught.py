@@ -157,8 +157,11 @@ def test_scores_that_are_not_there_are_refused(folder, negatives, tmp_path):
     with pytest.raises(DataError, match="has no re-ranker's score"):
         taught_job(folder, without).objective()
     short = written(lambda line: line | {"reranker_scores": line["reranker_scores"][:-1]})
-    with pytest.raises(DataError, match="reranker_scores has 3 numbers, expected one for each of 4"):
+    with pytest.raises(DataError, match="expected a finite number for each of 4 documents"):
         taught_job(folder, short).objective()
+    endless = written(lambda line: line | {"positive_reranker_scores": [float("nan") for _ in line["positive_ids"]]})
+    with pytest.raises(DataError, match=r"positive_reranker_scores is \(nan"):
+        taught_job(folder, endless).objective()
     with pytest.raises(UsageError, match="learns a re-ranker's scores of hard negatives, but there are none"):
         tiny_job(folder, contrastive={"distill": "kl"}).check(MeshSpec(data=8))
 
