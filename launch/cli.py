@@ -57,6 +57,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "mine": ("mine", "a retriever and a corpus -> committed hard negatives to train with"),
     "index build": ("index_build", "committed vectors -> a committed index with its measured recall"),
     "search": ("search", "one query or a file of them -> hits or a TREC run"),
+    "rerank": ("rerank", "a run -> its first documents in the order of a cross-encoder; or mined negatives, scored"),
     "eval": ("eval", "a run and qrels -> metrics with confidence intervals"),
     "verify": ("verify", "checks any committed directory, bit by bit"),
 }

@@ -1,8 +1,6 @@
 """Texts to vectors, fast: tokenised, sorted by length, padded to few widths, several batches in flight.
 
-A program is compiled for each (rows, width) that occurs. Widths are a fixed ladder (`WIDTHS`), and a batch has as many
-rows as fit `tokens_per_batch`, so that a long corpus meets about as many programs as it has widths. Only the last
-batch has other rows: a power of two, so that a single query costs a batch of one.
+A program is compiled for each (rows, width) that occurs; see `retrieval.length_batches`.
 """
 
 import dataclasses
@@ -18,21 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32, Int64
 
-from jaxscale.data.buckets import bucket_for, pad_to_bucket
+from jaxscale.data.buckets import pad_to_bucket
 from jaxscale.errors import UsageError
 from jaxscale.nn import functional
 from jaxscale.nn.functional import Params
 from jaxscale.sharding.plan import replicated, row_sharded
+from retrieval.length_batches import batches_by_length, usual_tokens_per_batch
 from retrieval.towers.encoder import Encoder, EncoderConfig, apply_encoder
-
-# Padding costs a text at most 15 tokens up to 256, then at most 31, then 255. A program of six layers compiles in half
-# a second, so that fine steps are soon paid for.
-WIDTHS = (*range(16, 256, 16), *range(256, 512, 32), *range(512, 8193, 256))
-
-# Of a batch on one device. A core of a CPU computes a batch by itself, fastest while the activations stay in its cache
-# (measured: 512 to 1,024 are equal, 2,048 costs 5 %); an accelerator wants enough rows to be busy.
-CPU_TOKENS_PER_BATCH = 1024
-ACCELERATOR_TOKENS_PER_BATCH = 32768
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -67,7 +57,7 @@ def encode_texts(
       mesh: its devices share the rows of every batch, whatever its axes are.
       compute_dtype: dtype of the encoder's products; sums are in float32.
       tokens_per_batch: padded tokens of a batch on one device, at most (a longer single text aside); None for
-        CPU_TOKENS_PER_BATCH or ACCELERATOR_TOKENS_PER_BATCH.
+        `usual_tokens_per_batch`.
       num_in_flight: batches computed at the same time.
 
     Raises:
@@ -96,9 +86,7 @@ class TextEncoder:
         num_in_flight: int = 2,
     ) -> None:
         """Places the weights; the arguments are those of `encode_texts`."""
-        if tokens_per_batch is None:
-            on_cpu = mesh.devices.flat[0].platform == "cpu"
-            tokens_per_batch = CPU_TOKENS_PER_BATCH if on_cpu else ACCELERATOR_TOKENS_PER_BATCH
+        tokens_per_batch = usual_tokens_per_batch(mesh) if tokens_per_batch is None else tokens_per_batch
         for name, value in (("tokens_per_batch", tokens_per_batch), ("num_in_flight", num_in_flight)):
             if value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
@@ -107,7 +95,7 @@ class TextEncoder:
         self._compute_dtype = compute_dtype
         self._tokens_per_batch = tokens_per_batch
         self._num_in_flight = num_in_flight
-        self._params = jax.device_put(_for_inference(encoder.params, compute_dtype), replicated(mesh))
+        self._params = jax.device_put(for_inference(encoder.params, compute_dtype), replicated(mesh))
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """The vectors of `texts`; see `encode_texts`."""
@@ -131,35 +119,15 @@ class TextEncoder:
     ) -> Iterator[tuple[Int64[np.ndarray, " R"], Int32[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]]:
         """Which texts (R of them), and their padded rows (B), the longest texts first."""
         lengths = np.fromiter(map(len, ids), np.int64, count=len(ids))
-        order = np.argsort(-lengths, kind="stable")
-        widths = widths_up_to(self._encoder.config.max_length)
-        start = 0
-        while start < len(order):
-            width = bucket_for(int(lengths[order[start]]), widths)
-            num_rows = self._mesh.size * max(1, self._tokens_per_batch // width)
-            rows = order[start : start + num_rows]
-            if len(rows) < num_rows:
-                per_device = -(-len(rows) // self._mesh.size)
-                num_rows = min(num_rows, self._mesh.size * (1 << (per_device - 1).bit_length()))
-            # The rows that fill up the last batch repeat one, so that every row has a token.
-            padded = [ids[row] for row in rows] + [ids[rows[-1]]] * (num_rows - len(rows))
-            yield rows, *pad_to_bucket(padded, (width,), self._encoder.tokenizer.pad_id)
-            start += len(rows)
+        max_length, pad_id = self._encoder.config.max_length, self._encoder.tokenizer.pad_id
+        for batch in batches_by_length(lengths, max_length, self._tokens_per_batch, self._mesh.size):
+            yield batch.rows, *pad_to_bucket([ids[row] for row in batch.filled], (batch.width,), pad_id)
 
     def _run(self, tokens: Int32[np.ndarray, "B S"], mask: Bool[np.ndarray, "B S"]) -> Float32[Array, "B E"]:
         placed = jax.device_put((tokens, mask), row_sharded(self._mesh))
         vectors = _encode(self._encoder.config, self._compute_dtype, self._params, *placed)
         # With one device, waiting here keeps a thread for each batch in flight.
         return jax.block_until_ready(vectors) if self._mesh.size == 1 else vectors
-
-
-def widths_up_to(max_length: int) -> tuple[int, ...]:
-    """The widths that batches of texts of at most `max_length` tokens are padded to.
-
-    >>> widths_up_to(40)
-    (16, 32, 40)
-    """
-    return (*(width for width in WIDTHS if width < max_length), max_length)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -173,7 +141,7 @@ def _encode(
     return apply_encoder(config, params, tokens, mask, compute_dtype=jnp.dtype(compute_dtype))
 
 
-def _for_inference(params: Params, compute_dtype: ComputeDtype) -> Params:
+def for_inference(params: Params, compute_dtype: ComputeDtype) -> Params:
     """Each layer by itself, matrices in the dtype that they are multiplied in; tables, norms and biases as they are."""
 
     def cast(path: tuple[Any, ...], leaf: Array) -> Array:

@@ -13,6 +13,7 @@ from jaxtyping import Int32
 
 from jaxscale import typed_json
 from jaxscale.data import tokenizer_training
+from jaxscale.data.text_pairs import PairFrame
 from jaxscale.errors import DataError, UsageError
 
 # Texts handed to the library at a time: enough to keep its threads busy, few enough that its objects stay small.
@@ -144,6 +145,40 @@ class Tokenizer:
                 num_truncated += len(ids) > room
                 rows.append(np.array(self.opening_ids + ids[:room] + self.closing_ids or [self._unknown_id], np.int32))
         return Encoded(ids=rows, num_truncated=num_truncated)
+
+    def encode_bare(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        """Token ids of texts, whole and without special tokens; an empty text has none.
+
+        Raises:
+          DataError: a text holds a lone surrogate, which no UTF-8 can carry.
+        """
+        rows: list[Int32[np.ndarray, "_"]] = []
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            rows += (np.array(ids, np.int32) for ids in self._encode(texts[start : start + _TEXTS_PER_CALL], start))
+        return rows
+
+    def pair_frame(self) -> PairFrame:
+        """The special tokens that the tokenizer puts around two texts.
+
+        Raises:
+          DataError: it puts them elsewhere, or none between the texts, so that these would run into each other.
+        """
+        text = self._library.encode("a", add_special_tokens=False).ids
+        pair = self._library.encode("a", "a", add_special_tokens=True)
+        typed, size = list(zip(pair.ids, pair.type_ids, strict=True)), len(text)
+        starts = [at for at in range(len(typed) - size + 1) if pair.ids[at : at + size] == text]
+        if len(starts) != 2 or starts[1] <= starts[0] + size:
+            raise DataError(
+                f"the tokenizer joins two texts 'a' to {pair.tokens}; expected each of them once, and a special token "
+                "between them: use the tokenizer of an encoder, such as BERT's"
+            )
+        first, second = starts
+        return PairFrame(
+            opening=tuple(typed[:first]),
+            between=tuple(typed[first + size : second]),
+            closing=tuple(typed[second + size :]),
+            types=(typed[first][1], typed[second][1]),
+        )
 
     def closed_by(self, token: int) -> "Tokenizer":
         """The same tokenizer, which puts one more special token behind every text, also behind one that is cut.

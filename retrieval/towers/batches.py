@@ -67,7 +67,7 @@ class PairBatches:
         Returns:
           `query_tokens` int32 and `query_mask` bool [B S]; `document_tokens` and `document_mask` [B P S];
           `document_ids` int32 [B P], rows of the corpus; `known_positives` int32 [B M]; `document_groups` int32 [B P],
-          only where near-duplicates are told.
+          only where near-duplicates are told; `taught_scores` float32 [B P], only where a re-ranker's are learned from.
         """
         examples = self.schedule.indices(step)
         is_crop = examples >= len(self.table.pairs)
@@ -79,10 +79,12 @@ class PairBatches:
         known_positives = np.full((len(examples), self.table.known_positives.shape[1]), NO_DOCUMENT, np.int32)
         known_positives[:, 0] = own
         known_positives[~is_crop] = self.table.known_positives[query_rows]
-        document_rows = own[:, None]
+        document_rows, taught = own[:, None], {}
         if self.num_hard_negatives:
             negatives = self._hard_negatives(step, examples, query_rows)
             document_rows = np.concatenate([document_rows, negatives], axis=1)
+            if self.table.taught is not None:
+                taught = {"taught_scores": self.table.taught_scores(examples, negatives)}
         query_tokens, query_mask = pad_to_bucket(query_ids, self.query_buckets, self.pad_id)
         flat_tokens, flat_mask = pad_to_bucket(
             self.documents.rows(document_rows.reshape(-1)), self.document_buckets, self.pad_id
@@ -96,6 +98,7 @@ class PairBatches:
             "document_ids": document_rows,
             "known_positives": known_positives,
             **groups,
+            **taught,
         }
 
     def batch_shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -107,6 +110,7 @@ class PairBatches:
                 lengths,
                 self.table.known_positives.shape[1],
                 groups=self.duplicates is not None,
+                taught=self.table.taught is not None,
             )
             for lengths in itertools.product(self.query_buckets, self.document_buckets)
         ]
@@ -192,7 +196,7 @@ def _schedule(
     return GroupedSchedule.of(groups, global_batch_size=size, seed=seed)
 
 
-def planned_batch(data: PairData, global_batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def planned_batch(data: PairData, global_batch_size: int, *, taught: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of the largest batch that `PairBatches.batch` gives, without reading the data.
 
     How many documents are relevant to a query (M) is told by the data alone; 1 stands for it.
@@ -200,13 +204,14 @@ def planned_batch(data: PairData, global_batch_size: int) -> dict[str, jax.Shape
     Args:
       data: lengths and hard negatives.
       global_batch_size: B.
+      taught: whether a re-ranker's scores are learned from.
     """
     groups = data.duplicate_jaccard is not None
-    return _shapes(global_batch_size, 1 + data.num_hard_negatives, data.max_lengths, 1, groups=groups)
+    return _shapes(global_batch_size, 1 + data.num_hard_negatives, data.max_lengths, 1, groups=groups, taught=taught)
 
 
 def _shapes(
-    num_queries: int, num_documents: int, lengths: tuple[int, int], num_known: int, *, groups: bool
+    num_queries: int, num_documents: int, lengths: tuple[int, int], num_known: int, *, groups: bool, taught: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch.
 
@@ -216,6 +221,7 @@ def _shapes(
       lengths: tokens of a query and of a document, padded.
       num_known: M, known positives of each query.
       groups: whether documents have groups of near-duplicates.
+      taught: whether they have a re-ranker's scores.
     """
     query_length, document_length = lengths
     rows, documents = (num_queries,), (num_queries, num_documents)
@@ -227,5 +233,6 @@ def _shapes(
         "document_ids": (documents, np.int32),
         "known_positives": ((*rows, num_known), np.int32),
         **({"document_groups": (documents, np.int32)} if groups else {}),
+        **({"taught_scores": (documents, np.float32)} if taught else {}),
     }
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -70,6 +70,7 @@ class DualTowerJob:
             )
         self._check_lengths()
         self._check_batch()
+        self._check_taught()
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
         check_chunks(self._microbatch, self.contrastive.cache_chunks, num_parts(mesh, BATCH_AXES))
         best, names = self.operation.best_metric, metric_names(sampled=self.data.dev_sampled)
@@ -96,7 +97,7 @@ class DualTowerJob:
                 f"data.crops_per_document={data.crops_per_document}: crops are tokens of documents, and those of "
                 f"queries are others in towers.{self._query_model}; use 0"
             )
-        table = make_table(source, hard_negatives, data.num_hard_negatives)
+        table = make_table(source, hard_negatives, data.num_hard_negatives, needs_scores=self._is_taught)
         objective = DualTowerObjective(
             computation=self._computation(start.towers),
             pairs=make_batches(source, table, data, start, training),
@@ -120,9 +121,10 @@ class DualTowerJob:
         self._check_model()
         self._check_lengths()
         self._check_batch()
+        self._check_taught()
         training = self.training
         computation = self._computation(planned_towers(self.towers, self.data.max_lengths))
-        batch = planned_batch(self.data, training.global_batch_size)
+        batch = planned_batch(self.data, training.global_batch_size, taught=self._is_taught)
 
         def loss_of(computation: PairLoss) -> Loss:
             return lambda params, batch: computation.loss(params, batch, named_key(training.seed, "loss"))[0]
@@ -227,6 +229,19 @@ class DualTowerJob:
             groups=self.data.duplicate_jaccard is not None,
         )
         return f"{traffic.text} a microbatch" if self.training.grad_accum > 1 else traffic.text
+
+    @property
+    def _is_taught(self) -> bool:
+        """Whether a re-ranker's scores are learned from."""
+        return self.contrastive.distill != "none"
+
+    def _check_taught(self) -> None:
+        if self._is_taught and not self.data.num_hard_negatives:
+            raise UsageError(
+                f"contrastive.distill={self.contrastive.distill!r} learns a re-ranker's scores of hard negatives, but "
+                "there are none; add `--data.hard-negatives DIR`, a folder that `jaxscale rerank --negatives` wrote, "
+                "and `--data.num-hard-negatives N`"
+            )
 
     def _check_batch(self) -> None:
         if self._microbatch == 1 and self.data.num_hard_negatives == 0:

@@ -37,6 +37,10 @@ class Contrastive:
         activations of one part alone are kept.
       negatives: how queries and documents of different devices meet: all at once (`gather`), or the queries passed from
         device to device, with the scores of two devices' examples at a time (`ring`).
+      distill: what of a re-ranker's scores is learned too, which the hard negatives must carry: their differences
+        (`margin_mse`), or their softmax (`kl`); see `retrieval.towers.taught`.
+      distill_weight: of that loss, which is added to the contrastive one.
+      distill_temperature: what the re-ranker's scores are divided by first; the towers' are divided by `temperature`.
     """
 
     temperature: float = 0.05
@@ -49,10 +53,16 @@ class Contrastive:
     matryoshka_weights: tuple[float, ...] = typed_json.added(())
     cache_chunks: int = typed_json.added(1)
     negatives: Literal["gather", "ring"] = typed_json.added("gather")
+    distill: Literal["none", "margin_mse", "kl"] = typed_json.added("none")
+    distill_weight: float = typed_json.added(1.0)
+    distill_temperature: float = typed_json.added(1.0)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UsageError(f"temperature={self.temperature} must be above 0; 0.05 is usual for cosine scores")
+        for name in ("distill_weight", "distill_temperature"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UsageError(f"{name}={getattr(self, name)} must be above 0; use distill=none for no such loss")
         if self.cache_chunks < 1:
             raise UsageError(f"cache_chunks={self.cache_chunks} must be at least 1")
         if any(later <= earlier for earlier, later in itertools.pairwise((0, *self.matryoshka_dims))):

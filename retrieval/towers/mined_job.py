@@ -56,6 +56,11 @@ class MinedTowerJob:
                 f"data.hard_negatives={self.data.hard_negatives!r} is given, but the rounds mine their own; leave it "
                 "empty, and say how many in rounds.num_hard_negatives"
             )
+        if self.contrastive.distill != "none":
+            raise UsageError(
+                f"contrastive.distill={self.contrastive.distill!r} learns a re-ranker's scores, which negatives that "
+                "the rounds mine do not carry; use distill=none, or a job without rounds"
+            )
         # The last round's batches have mined negatives, whatever the first one's have.
         for job in (job_of_round(self._plain(), self.rounds, 0, _NOWHERE), self._with_negatives()):
             job.check(mesh)

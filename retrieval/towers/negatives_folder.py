@@ -6,18 +6,23 @@ The format is written down in docs/formats/negatives.md.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxscale import typed_json
 from jaxscale.errors import DataError
 from jaxscale.store import commit
+from jaxscale.store.manifest import Manifest
 from retrieval.contract import EmbeddingContract
 from retrieval.encode import ComputeDtype
 from retrieval.towers.mining import Mined, Mining
 from retrieval.towers.pairs import PairSource
 from retrieval.vectors import CorpusHash
 
-FORMAT, VERSION = "jaxscale.negatives", 1
+FORMAT, VERSION = "jaxscale.negatives", 2
+# Of folders without a re-ranker's scores, which readers of version 1 know.
+_WITHOUT_SCORES = 1
 _FILE = "negatives.jsonl"
 
 
@@ -34,6 +39,7 @@ class NegativesDescription:
       queries: the SHA-256 of the split's queries and judgements (`queries_sha256`).
       split: its name.
       compute_dtype: dtype of the encoders' products.
+      reranker: the identity of the re-ranker whose scores are beside the negatives; empty where there are none.
     """
 
     mining: Mining
@@ -44,6 +50,7 @@ class NegativesDescription:
     queries: str
     split: str
     compute_dtype: ComputeDtype
+    reranker: str = typed_json.added("")
 
 
 def queries_sha256(source: PairSource) -> str:
@@ -70,7 +77,7 @@ def write_negatives(
       UsageError: something is there already.
       MachineError: another writer is at work on it, or the disk is full.
     """
-    with commit.draft(path, format=FORMAT, version=VERSION) as draft:
+    with commit.draft(path, format=FORMAT, version=_WITHOUT_SCORES) as draft:
         with (draft.path / _FILE).open("w", encoding="utf-8", newline="\n") as file:
             for of_query in mined.negatives:
                 line = {
@@ -83,6 +90,31 @@ def write_negatives(
         parents = ("corpus", "queries", "query_encoder", "document_encoder")
         draft.parents |= {name: getattr(description, name) for name in parents}
         draft.parents |= {} if vectors is None else {"vectors": vectors}
+        draft.config = description
+    return commit.open_committed(path, format=FORMAT, version=VERSION)
+
+
+def write_scored_negatives(
+    path: Path, lines: Sequence[Any], description: NegativesDescription, parent: Manifest
+) -> commit.Committed:
+    """Writes the lines of a negatives folder with a re-ranker's scores beside them, committed.
+
+    Args:
+      path: the folder to make.
+      lines: dataclasses, one for each query.
+      description: what it is; names the re-ranker.
+      parent: of the folder without these scores.
+
+    Raises:
+      UsageError: something is there already.
+      MachineError: another writer is at work on it, or the disk is full.
+    """
+    with commit.draft(path, format=FORMAT, version=VERSION) as draft:
+        with (draft.path / _FILE).open("w", encoding="utf-8", newline="\n") as file:
+            for line in lines:
+                file.write(json.dumps(typed_json.encode(line), ensure_ascii=False) + "\n")
+        draft.counts |= parent.counts
+        draft.parents |= parent.parents | {"negatives": parent.identity, "reranker": description.reranker}
         draft.config = description
     return commit.open_committed(path, format=FORMAT, version=VERSION)
 

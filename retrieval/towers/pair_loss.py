@@ -19,6 +19,7 @@ from retrieval.towers.encoder import Side, TowerPair, apply_encoder, init_towers
 from retrieval.towers.in_batch import Asked, Offered, parts_of
 from retrieval.towers.loss import Contrastive, info_nce
 from retrieval.towers.ring import Ring
+from retrieval.towers.taught import taught_loss
 from retrieval.towers.trained import apart, whole
 
 Metrics = dict[str, Float[Array, ""]]
@@ -58,7 +59,7 @@ class PairLoss:
         return dataclasses.replace(self, mesh=mesh)
 
     def loss(self, params: Params, batch: Mapping[str, jax.Array], key: Array) -> tuple[Float[Array, ""], Metrics]:
-        """InfoNCE over the global batch (under gradient accumulation: over the microbatch).
+        """InfoNCE over the global batch (under gradient accumulation: over the microbatch), and what is distilled.
 
         Of Matryoshka vectors it is the weighted sum over their prefixes, each of length 1 where whole vectors are.
 
@@ -80,7 +81,14 @@ class PairLoss:
         vectors = [(self._prefix(queries, num_dims), self._prefix(documents, num_dims)) for num_dims, _ in prefixes]
         parts = [self._info_nce(*of_prefix, temperature, asked, offered) for of_prefix in vectors]
         loss = sum((weight * part for (_, weight), (part, _) in zip(prefixes, parts, strict=True)), jnp.float32(0))
-        return loss, {"in_batch_accuracy": jnp.mean(parts[-1][1]), "temperature": temperature}
+        metrics = {"in_batch_accuracy": jnp.mean(parts[-1][1]), "temperature": temperature}
+        contrastive = self.contrastive
+        if contrastive.distill != "none":
+            taught = batch["taught_scores"] / contrastive.distill_temperature
+            of_prefixes = (taught_loss(*of, temperature, taught, kind=contrastive.distill) for of in vectors)
+            distilled = sum((w * part for (_, w), part in zip(prefixes, of_prefixes, strict=True)), jnp.float32(0))
+            loss, metrics = loss + contrastive.distill_weight * distilled, metrics | {"distilled": distilled}
+        return loss, metrics
 
     def _info_nce(
         self,

@@ -2,19 +2,31 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
-from jaxscale import typed_json
-from jaxscale.data.lines import read_lines
 from jaxscale.data.permutation import Permutation, fold_seed
-from jaxscale.errors import DataError
+from jaxscale.errors import DataError, UsageError
 from retrieval.towers.in_batch import NO_DOCUMENT
-from retrieval.towers.negatives_folder import negatives_file, require_same_corpus
+from retrieval.towers.negatives_lines import NegativesLine, read_negatives
 from retrieval.towers.pairs import PairSource
+
+Negatives = list[Int[np.ndarray, "_"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaughtScores:
+    """A re-ranker's scores of what a query is trained on.
+
+    Attributes:
+      positives: of each pair's document.
+      negatives: of each query's hard negatives, in their order.
+    """
+
+    positives: Float32[np.ndarray, "N"]
+    negatives: list[Float32[np.ndarray, "_"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +38,14 @@ class PairTable:
       pairs: [N 2] rows (query, document), one for each relevant pair.
       known_positives: [Q M] every relevant document of each query, padded with `NO_DOCUMENT`.
       hard_negatives: per query the documents to choose hard negatives from; None where there are none.
+      taught: a re-ranker's scores, where they are learned from.
     """
 
     query_ids: list[str]
     pairs: Int[np.ndarray, "N 2"]
     known_positives: Int[np.ndarray, "Q M"]
-    hard_negatives: list[Int[np.ndarray, "_"]] | None
+    hard_negatives: Negatives | None
+    taught: TaughtScores | None = None
 
     def document_rows(self) -> list[int]:
         """The documents that a batch may hold, each once, rising."""
@@ -70,6 +84,23 @@ class PairTable:
             chosen.append(negatives[shuffled.at(np.arange(place * count, (place + 1) * count))])
         return np.stack(chosen)
 
+    def taught_scores(
+        self, pair_rows: Int[np.ndarray, "B"], negatives: Int[np.ndarray, "B C"]
+    ) -> Float32[np.ndarray, "B P"]:
+        """A re-ranker's scores of each pair's document and of its negatives, which are some of its query's.
+
+        Raises:
+          DataError: the table has none.
+        """
+        if self.taught is None or self.hard_negatives is None:
+            raise DataError("the pairs have no re-ranker's scores")
+        scores = [self.taught.positives[pair_rows][:, None]]
+        of_negatives = [
+            self.taught.negatives[query][np.searchsorted(self.hard_negatives[query], rows)]
+            for query, rows in zip(self.pairs[pair_rows, 0], negatives, strict=True)
+        ]
+        return np.concatenate([*scores, np.stack(of_negatives)], axis=1)
+
     @functools.cached_property
     def _pairs_by_query(self) -> tuple[Int[np.ndarray, "Q"], Int[np.ndarray, "Q"]]:
         """The first pair of every query, and how many it has; they stand one after the other."""
@@ -77,15 +108,19 @@ class PairTable:
         return first, count
 
 
-def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negatives: int) -> PairTable:
+def make_table(
+    source: PairSource, hard_negatives: Path | None, num_hard_negatives: int, *, needs_scores: bool = False
+) -> PairTable:
     """Lays out the training split's pairs.
 
     Args:
       source: the texts and judgements.
       hard_negatives: a negatives folder, or a jsonl file of `{"query_id": ..., "doc_ids": [...]}`; or None.
       num_hard_negatives: how many each query must have there.
+      needs_scores: whether a re-ranker's scores are learned from too.
 
     Raises:
+      UsageError: scores are needed, and there are none.
       DataError: they are of another corpus, name a document that is not in it or that is relevant to its query, or a
         query has too few.
       VerificationError: the folder is damaged.
@@ -96,55 +131,55 @@ def make_table(source: PairSource, hard_negatives: Path | None, num_hard_negativ
     for row, docs in enumerate(positives):
         known[row, : len(docs)] = docs
     pairs = np.array([(row, doc) for row, docs in enumerate(positives) for doc in docs], np.int32)
-    negatives = None
+    negatives = taught = None
     if hard_negatives is not None:
-        by_query = _read_hard_negatives(hard_negatives, source)
-        negatives = [_negatives_of(query, by_query, num_hard_negatives, hard_negatives) for query in query_ids]
-    return PairTable(query_ids=query_ids, pairs=pairs, known_positives=known, hard_negatives=negatives)
+        lines = read_negatives(hard_negatives, source)
+        negatives = [_ids_of(query, lines, num_hard_negatives, hard_negatives, source) for query in query_ids]
+        if needs_scores:
+            taught = _taught(source, pairs, query_ids, negatives, lines, hard_negatives)
+    return PairTable(query_ids=query_ids, pairs=pairs, known_positives=known, hard_negatives=negatives, taught=taught)
 
 
-@dataclasses.dataclass(frozen=True)
-class _NegativesLine:
-    """A line of a file of hard negatives."""
-
-    query_id: str
-    doc_ids: list[str]
-    # Of the model that mined them; training asks for none.
-    scores: tuple[float, ...] = typed_json.added(())
-
-
-def _read_hard_negatives(path: Path, source: PairSource) -> dict[str, Int[np.ndarray, "_"]]:
-    file = negatives_file(path)
-    require_same_corpus(path, source)
-    found: dict[str, Int[np.ndarray, "_"]] = {}
-    for number, text in read_lines(file):
-        where = f"{file}:{number}"
-        try:
-            line = typed_json.decode(_NegativesLine, json.loads(text), where)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
-        if line.query_id in found:
-            raise DataError(f"{where}: query {line.query_id!r} stands in the file twice")
-        if line.query_id not in source.queries:
-            raise DataError(f"{where}: query {line.query_id!r} is not a judged one; is the file of another corpus?")
-        unknown = next((doc for doc in line.doc_ids if doc not in source.doc_rows), None)
-        if unknown is not None:
-            raise DataError(f"{where}: document {unknown!r} is not in corpus.jsonl; is the file of another corpus?")
-        relevant = source.qrels.get(line.query_id, {})
-        positive = next((doc for doc in line.doc_ids if doc in relevant), None)
-        if positive is not None:
-            raise DataError(
-                f"{where}: document {positive!r} is relevant to query {line.query_id!r}, so it is no negative of it; "
-                "take it out of the file, or mine again with these judgements"
-            )
-        found[line.query_id] = np.array(sorted({source.doc_rows[doc] for doc in line.doc_ids}), np.int32)
-    return found
-
-
-def _negatives_of(query: str, by_query: dict[str, np.ndarray], count: int, path: Path) -> np.ndarray:
-    got = len(by_query[query]) if query in by_query else 0
-    if got < count:
+def _ids_of(
+    query: str, by_query: dict[str, NegativesLine], count: int, path: Path, source: PairSource
+) -> Int[np.ndarray, "_"]:
+    """The rows of a query's hard negatives, rising."""
+    docs = by_query[query].doc_ids if query in by_query else []
+    rows = np.array(sorted({source.doc_rows[doc] for doc in docs}), np.int32)
+    if len(rows) < count:
         raise DataError(
-            f"{path}: query {query!r} has {got} different hard negatives, expected at least num_hard_negatives={count}"
+            f"{path}: query {query!r} has {len(rows)} different hard negatives, expected at least "
+            f"num_hard_negatives={count}"
         )
-    return by_query[query]
+    return rows
+
+
+def _taught(
+    source: PairSource,
+    pairs: Int[np.ndarray, "N 2"],
+    query_ids: list[str],
+    negatives: Negatives,
+    lines: dict[str, NegativesLine],
+    path: Path,
+) -> TaughtScores:
+    """The re-ranker's scores as they lie beside the pairs and the hard negatives."""
+    of_query = [lines[query].taught for query in query_ids]
+    without = next((query for query in query_ids if not lines[query].reranker_scores), None)
+    if without is not None:
+        raise UsageError(
+            f"contrastive.distill needs a re-ranker's scores, but the negatives of query {without!r} in {path} carry "
+            "none; make them with `jaxscale rerank --negatives`, and name the folder that it writes"
+        )
+    missing = next((query_ids[q] for q, doc in pairs if source.docs[doc].id not in of_query[q]), None)
+    if missing is not None:
+        raise DataError(
+            f"{path}: a relevant document of query {missing!r} has no re-ranker's score; the negatives were scored "
+            "with other judgements: score them again with `jaxscale rerank --negatives`"
+        )
+    return TaughtScores(
+        positives=np.array([of_query[query][source.docs[doc].id] for query, doc in pairs], np.float32),
+        negatives=[
+            np.array([scores[source.docs[row].id] for row in rows], np.float32)
+            for scores, rows in zip(of_query, negatives, strict=True)
+        ],
+    )

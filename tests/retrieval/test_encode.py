@@ -10,7 +10,8 @@ from jaxscale.errors import UsageError
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.nn.families import bert_config
 from jaxscale.observe.compiles import CompileCounter
-from retrieval.encode import TextEncoder, encode_texts, widths_up_to
+from retrieval.encode import TextEncoder, encode_texts
+from retrieval.length_batches import widths_up_to
 from retrieval.towers.encoder import Encoder, EncoderConfig, apply_encoder, init_encoder
 
 WORDS = ["sea", "wind", "ship", "sail", "star", "night", "port", "rope", "deck", "wave", "crew", "map", "gold", "storm"]

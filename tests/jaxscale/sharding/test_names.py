@@ -16,6 +16,7 @@ from jaxscale.sharding.derive import derive
 from jaxscale.sharding.limits import Limits
 from jaxscale.sharding.specs import spec_text
 from launch.recipes import all_recipes
+from retrieval.reranking.job import RerankerJob
 from tests.jaxscale.sharding import program_variations
 from tests.jaxscale.sharding import transformers as t
 
@@ -181,6 +182,9 @@ def step_of(name):
     if getattr(job, "towers", None) is not None and job.towers.transformer is None:
         encoder = all_recipes()["two_tower_bert_base"]().towers.transformer
         job = dataclasses.replace(job, towers=dataclasses.replace(job.towers, init_from="", transformer=encoder))
+    if isinstance(job, RerankerJob) and job.model.transformer is None:
+        encoder = all_recipes()["bert_base"]().transformer
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, transformer=encoder))
     return job.planned_step()
 
 
