@@ -58,6 +58,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "index build": ("index_build", "committed vectors -> a committed index with its measured recall"),
     "search": ("search", "one query or a file of them -> hits or a TREC run"),
     "eval": ("eval", "a run and qrels -> metrics with confidence intervals"),
+    "benchmark": ("benchmark", "a retriever on several BEIR folders, beside BM25 and both fused, or against another"),
+    "compare": ("compare", "two runs query by query: which won, which lost, with the passages, on one page"),
     "verify": ("verify", "checks any committed directory, bit by bit"),
 }
 
@@ -81,7 +83,7 @@ _WARNINGS, _ERRORS = "1", "2"
 _TRAINING_VERBS = _LISTENING_VERBS | {"replay"}
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
-_ENCODING_VERBS = frozenset({"embed", "mine", "demo"})
+_ENCODING_VERBS = frozenset({"embed", "mine", "demo", "benchmark"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
