@@ -184,7 +184,12 @@ def _relevant(passage: RelevantPassage, systems: tuple[str, str]) -> Html:
         element("span", f"{system}: {'not found' if rank is None else f'rank {rank}'}", class_="rank")
         for system, rank in zip(systems, passage.ranks, strict=True)
     ]
-    return element("li", element("strong", passage.title or passage.doc_id), " ", *ranks)
+    return element("li", *_named(passage.title, passage.doc_id), " ", *ranks)
+
+
+def _named(title: str, doc_id: str) -> list[Html]:
+    name = [element("strong", title), Html(" ")] if title.strip() else []
+    return [*name, element("code", doc_id)]
 
 
 def _found(found: FoundBy) -> Html:
@@ -193,7 +198,7 @@ def _found(found: FoundBy) -> Html:
         element(
             "li",
             element("span", str(passage.rank), class_="rank"),
-            element("strong", passage.title or passage.doc_id),
+            *_named(passage.title, passage.doc_id),
             *([element("span", "relevant", class_="expected")] if passage.relevant else []),
             element("p", snippet(passage.text)),
             class_="held" if passage.relevant else None,

@@ -15,7 +15,6 @@ from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.observe.report import write_report
 from jaxscale.store import commit, disk
-from jaxscale.store.failpoints import failpoint
 from retrieval.benchmark import runs_folder
 from retrieval.benchmark.page import benchmark_report
 from retrieval.benchmark.runs_folder import SYSTEMS, FolderRuns, open_runs, require_same, write_runs
@@ -178,7 +177,6 @@ def _search(
     missing = [(path, one) for path, one in wanted if not commit.is_committed(path)]
     for path, one in missing:
         write_runs(path, *search_dataset(place.dataset, one.towers, parts, mesh, options))
-        failpoint("benchmark.runs_written")
     if missing and not keep_parts:
         parts.remove()
 

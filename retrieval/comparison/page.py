@@ -125,4 +125,4 @@ def _query(query: QueryComparison, comparison: RunComparison) -> ComparedQuery:
 
 
 def _title(doc_id: str, docs: Mapping[str, Doc]) -> str:
-    return docs[doc_id].title if doc_id in docs else f"{doc_id} (not in the corpus)"
+    return docs[doc_id].title if doc_id in docs else "not in the corpus:"
