@@ -59,6 +59,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "search": ("search", "one query or a file of them -> hits or a TREC run"),
     "rerank": ("rerank", "a run -> its first documents in the order of a cross-encoder; or mined negatives, scored"),
     "eval": ("eval", "a run and qrels -> metrics with confidence intervals"),
+    "benchmark": ("benchmark", "a retriever on several BEIR folders, beside BM25 and both fused, or against another"),
+    "compare": ("compare", "two runs query by query: which won, which lost, with the passages, on one page"),
     "verify": ("verify", "checks any committed directory, bit by bit"),
 }
 
@@ -82,7 +84,7 @@ _WARNINGS, _ERRORS = "1", "2"
 _TRAINING_VERBS = _LISTENING_VERBS | {"replay"}
 
 # Verbs that encode many texts keep several batches in flight, one core each: faster than all cores on one batch.
-_ENCODING_VERBS = frozenset({"embed", "mine", "demo"})
+_ENCODING_VERBS = frozenset({"embed", "mine", "demo", "benchmark"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

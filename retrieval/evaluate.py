@@ -222,15 +222,35 @@ def bootstrap_interval(
     Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; for retrieval: Sakai,
     "Evaluating evaluation metrics based on the bootstrap", SIGIR 2006.
     """
+    return macro_interval([values], level=level, num_samples=num_samples, seed=seed)
+
+
+def macro_interval(
+    groups: Sequence[Float64[np.ndarray, "Q"]], *, level: float = 0.95, num_samples: int = 5_000, seed: int = 0
+) -> Interval:
+    """The mean over groups of their means over queries, with its percentile bootstrap interval.
+
+    Every sample draws each group's queries anew and keeps the groups: the interval speaks of other queries of the same
+    folders, not of other folders.
+
+    Args:
+      groups: of each a float64 [Q], a measure per query; at least one group, each with at least one query.
+      level: the interval's coverage, between 0 and 1.
+      num_samples: how often the queries of a group are drawn with replacement.
+      seed: of the draws.
+
+    Reference: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.2 (several samples).
+
+    >>> macro_interval([np.array([1.0, 1.0]), np.array([0.5])])
+    Interval(mean=0.75, low=0.75, high=0.75)
+    """
     if not 0 < level < 1:
         raise UsageError(f"level={level} must lie between 0 and 1")
     generator = np.random.default_rng(seed)
-    means = [
-        values[generator.integers(len(values), size=(num_rows, len(values)))].mean(axis=1)
-        for num_rows in _chunks(num_samples, len(values))
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+    means = np.mean([_resampled_means(values, num_samples, generator) for values in groups], axis=0)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(np.mean([values.mean() for values in groups]))
+    return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def paired_randomization(
@@ -273,6 +293,30 @@ def paired_randomization(
     return (num_extreme + 1) / (num_permutations + 1)
 
 
+def macro_randomization(
+    a: Sequence[Float64[np.ndarray, "Q"]],
+    b: Sequence[Float64[np.ndarray, "Q"]],
+    *,
+    num_permutations: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """`paired_randomization` on the difference of two means over groups of their means over queries.
+
+    A query of a small group weighs more than one of a large group, as it does in that mean.
+
+    Args:
+      a: of each group a float64 [Q], a measure of one run per query.
+      b: the same of the other run.
+      num_permutations: random sign vectors.
+      seed: of them.
+
+    Raises:
+      DataError: the two have different lengths.
+    """
+    weighted = [np.concatenate([values / len(values) for values in run]) for run in (a, b)]
+    return paired_randomization(*weighted, num_permutations=num_permutations, seed=seed)
+
+
 def _judge(query_id: str, scores: Mapping[str, float], judgements: Mapping[str, int]) -> Judged:
     """Finds the relevant documents' ranks by counting what stands before each, without sorting all documents."""
     relevant = {doc_id: relevance for doc_id, relevance in judgements.items() if relevance >= 1}
@@ -293,6 +337,17 @@ def _judge(query_id: str, scores: Mapping[str, float], judgements: Mapping[str, 
     order = np.argsort(np.array(ranks, np.int64))
     gains = np.array([relevant[doc_id] for doc_id in found], np.float64)
     return Judged(np.array(ranks, np.int64)[order], gains[order], ideal_gains)
+
+
+def _resampled_means(
+    values: Float64[np.ndarray, "Q"], num_samples: int, generator: np.random.Generator
+) -> Float64[np.ndarray, "M"]:
+    """The means of `num_samples` draws of Q values with replacement."""
+    means = [
+        values[generator.integers(len(values), size=(num_rows, len(values)))].mean(axis=1)
+        for num_rows in _chunks(num_samples, len(values))
+    ]
+    return np.concatenate(means)
 
 
 def _chunks(num_rows: int, num_columns: int) -> list[int]:

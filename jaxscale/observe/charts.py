@@ -82,13 +82,16 @@ def line_chart(
     return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
 
 
-def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, x_label: str, description: str) -> Html:
+def interval_chart(
+    rows: Sequence[tuple[str, float, float, float]], *, x_label: str, description: str, signed: bool = False
+) -> Html:
     """One dot with its interval a row, the first row on top.
 
     Args:
       rows: name, value, low, high.
       x_label: what the values are.
       description: the chart in words, for those who do not see it.
+      signed: whether the values are differences, which are drawn about a line at 0 and written with their sign.
     """
 
     def draw(axes: Axes, width_px: int) -> None:
@@ -97,16 +100,53 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, x_label: 
             axes.plot([low, high], [place, place], color=_SERIES[0], linewidth=3, alpha=0.45, solid_capstyle="round")
             axes.plot([value], [place], "o", color=_SERIES[0], markersize=8)
             axes.annotate(
-                f"{value:.3f}", (value, place), (0, 9), textcoords="offset points", ha="center", color=_INK, fontsize=12
+                f"{value:{'+' if signed else ''}.3f}",
+                (value, place),
+                (0, 9),
+                textcoords="offset points",
+                ha="center",
+                color=_INK,
+                fontsize=12,
             )
         axes.set_yticks(list(places), [_short(name, width_px) for name, *_ in rows], color=_INK, fontsize=13)
         axes.set_ylim(-0.5, len(rows) - 0.3)
-        axes.set_xlim(left=0, right=max(high for *_, high in rows) * 1.06)
+        if signed:
+            widest = max(*(abs(end) for *_, low, high in rows for end in (low, high)), 1e-3) * 1.06
+            axes.set_xlim(-widest, widest)
+            axes.axvline(0, color=_MUTED, linewidth=1)
+        else:
+            axes.set_xlim(left=0, right=max(high for *_, high in rows) * 1.06)
         axes.set_xlabel(_short(x_label, width_px), color=_MUTED)
         axes.grid(axis="x", color=_RULE, linewidth=1)
         axes.spines["bottom"].set_visible(False)
 
     return _figure(draw, height_px=60 + 46 * len(rows), description=description)
+
+
+def difference_chart(differences: Sequence[float], *, x_label: str, y_label: str, description: str) -> Html:
+    """A bar for each of many differences, the greatest first: gains above the line at 0, losses below it.
+
+    Args:
+      differences: at least one.
+      x_label: what they are of.
+      y_label: what they are.
+      description: the chart in words, for those who do not see it.
+    """
+    ordered = np.sort(np.asarray(differences, float))[::-1]
+    edges = np.arange(len(ordered) + 1)
+
+    def draw(axes: Axes, width_px: int) -> None:
+        for color, part in ((_SERIES[2], ordered.clip(min=0)), (_WARM, ordered.clip(max=0))):
+            axes.stairs(part, edges, fill=True, color=color, linewidth=0)
+        axes.axhline(0, color=_MUTED, linewidth=1)
+        widest = max(float(np.abs(ordered).max()), 1e-3) * 1.06
+        axes.set_ylim(-widest, widest)
+        axes.margins(x=0)
+        axes.set_title(_short(y_label, width_px), loc="left", color=_MUTED, fontsize=12, pad=10)
+        axes.set_xlabel(_short(x_label, width_px), color=_MUTED)
+        axes.grid(axis="y", color=_RULE, linewidth=1)
+
+    return _figure(draw, height_px=_LINE_CHART_HEIGHT_PX, description=description)
 
 
 def law_chart(

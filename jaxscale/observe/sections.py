@@ -340,13 +340,22 @@ def _search(search: Search) -> Html:
     return element("article", element("h3", search.query, *system), hits, class_="search")
 
 
-def _hit(hit: Hit) -> Html:
-    text = " ".join(hit.text.split())
+def snippet(text: str) -> str:
+    """The beginning of a text on one line, cut after a word.
+
+    >>> snippet("  One\\n line. ")
+    'One line.'
+    """
+    text = " ".join(text.split())
     if len(text) > _MAX_SNIPPET_CHARACTERS:
-        text = text[:_MAX_SNIPPET_CHARACTERS].rsplit(" ", 1)[0] + " …"
+        return text[:_MAX_SNIPPET_CHARACTERS].rsplit(" ", 1)[0] + " …"
+    return text
+
+
+def _hit(hit: Hit) -> Html:
     expected = [element("span", "expected", class_="expected")] if hit.expected else []
     score = element("span", f"{hit.score:.3f}", class_="score")
-    return element("li", element("code", _breakable(hit.title)), *expected, score, element("p", text))
+    return element("li", element("code", _breakable(hit.title)), *expected, score, element("p", snippet(hit.text)))
 
 
 def _bar(share: float) -> Html:

@@ -28,6 +28,7 @@ def scratch(tmp_path, monkeypatch):
 def words_of(verb):
     """The verb with what has to stand behind it."""
     behind = {
+        "compare": "garbage garbage",
         "data stats": "folder",
         "import hf": "folder",
         "plan diff": "garbage garbage",
@@ -64,6 +65,17 @@ def test_an_unknown_flag_is_a_usage_error(verb, capsys):
 
 
 BAD_INPUT = [
+    ("benchmark --model none --data folder --out out", 3, "none"),
+    ("benchmark --model folder --data folder --out out", 3, "folder"),
+    ("benchmark --model folder --data folder --out out --dense-weight 2", 2, "dense_weight=2.0 must be between 0"),
+    ("benchmark --model folder --data folder --out out --split dev", 2, "split and dev are both 'dev'"),
+    ("compare none garbage --data folder --out page", 3, "none: can't be read"),
+    ("compare garbage garbage --data folder --out page", 3, "garbage:1"),
+    ("compare empty empty --data none --out page", 3, "none"),
+    ("compare empty empty --data folder --out page", 3, "holds no corpus.jsonl"),
+    ("compare empty empty --data folder --out folder", 2, "folder is a folder"),
+    ("compare empty empty --data folder --out page --measure P", 2, "needs a cutoff"),
+    ("compare empty empty --data folder --out page --num-shown 0", 2, "num_shown=0 must be at least 1"),
     ("corpus pydocs --packages zstandard --out garbage", 2, "garbage"),
     ("corpus pydocs --packages zstandard --out garbage/corpus", 2, "garbage is no folder"),
     ("data stats none", 3, "none"),

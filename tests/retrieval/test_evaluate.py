@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxscale.errors import DataError, UsageError
-from retrieval.evaluate import Measure, bootstrap_interval, evaluate, paired_randomization
+from retrieval.evaluate import (
+    Measure,
+    bootstrap_interval,
+    evaluate,
+    macro_interval,
+    macro_randomization,
+    paired_randomization,
+)
 from retrieval.formats.trec import ranked
 
 ORACLE = {
@@ -216,3 +223,38 @@ def test_randomization_of_the_size_we_use_is_quick_and_seeded() -> None:
 def test_randomization_refuses_other_lengths() -> None:
     with pytest.raises(DataError, match="evaluate both on the same qrels"):
         paired_randomization(np.zeros(3), np.zeros(4))
+
+
+def test_a_mean_over_groups_has_the_interval_of_the_normal_law() -> None:
+    """The variance of a mean of F group means is the sum of the group means' variances over F squared."""
+    generator = np.random.default_rng(5)
+    groups = [generator.uniform(size=400), generator.uniform(0.2, 0.4, size=50), generator.uniform(size=90)]
+    mean = sum(values.mean() for values in groups) / 3
+    deviation = math.sqrt(sum(values.var() / len(values) for values in groups)) / 3
+    found = macro_interval(groups, num_samples=20_000)
+    assert found.mean == pytest.approx(mean)
+    assert found.mean != pytest.approx(np.concatenate(groups).mean(), abs=0.01)
+    assert found.low == pytest.approx(mean - 1.96 * deviation, abs=0.1 * deviation)
+    assert found.high == pytest.approx(mean + 1.96 * deviation, abs=0.1 * deviation)
+
+
+def test_groups_are_drawn_apart() -> None:
+    """Groups drawn alike would move together, and their mean as widely as each of them."""
+    values = np.random.default_rng(6).uniform(size=100)
+    one, two = (macro_interval([values] * count) for count in (1, 2))
+    assert (two.high - two.low) / (one.high - one.low) == pytest.approx(math.sqrt(0.5), abs=0.05)
+
+
+def test_randomization_over_groups_flips_the_terms_of_that_mean() -> None:
+    generator = np.random.default_rng(8)
+    a, b = ([generator.uniform(size=size) for size in (2, 6, 3)] for _ in range(2))
+    terms = np.concatenate([(x - y) / len(x) for x, y in zip(a, b, strict=True)])
+    sums = [abs(terms @ np.array(signs)) for signs in itertools.product((-1, 1), repeat=len(terms))]
+    exact = np.mean(np.array(sums) >= abs(terms.sum()) - 1e-12)
+    assert macro_randomization(a, b, num_permutations=40_000) == pytest.approx(exact, abs=0.0125)
+    assert abs(exact - exact_p(np.concatenate(a), np.concatenate(b))) > 0.0125
+
+
+def test_randomization_over_groups_refuses_other_lengths() -> None:
+    with pytest.raises(DataError, match="evaluate both on the same qrels"):
+        macro_randomization([np.zeros(3)], [np.zeros(4)])

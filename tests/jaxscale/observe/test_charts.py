@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxscale.observe.charts import (
+    difference_chart,
     interval_chart,
     law_chart,
     line_chart,
@@ -126,3 +127,36 @@ def test_a_picture_is_a_file_of_its_own_with_all_colours_it_names():
     used = set(re.findall(r"var\((--[\w-]+)\)", text))
     assert used - set(re.findall(r"^\s*(--[\w-]+):", text, re.MULTILINE)) == set()
     assert len(used) > 3
+
+
+def bars(chart):
+    """The drawn areas of the wide drawing by their colour, each as (x, y) points."""
+    wide = chart[: chart.index('class="narrow"')]
+    found = re.findall(r'<path d="([^"]*)"[^>]*style="fill: (var\(--[a-z0-9-]+\))', wide)
+    return {
+        color: np.array([[float(x) for x in pair] for pair in re.findall(r"[ML] ([0-9.]+) ([0-9.]+)", path)])
+        for path, color in found
+    }
+
+
+def test_gains_stand_above_the_line_and_losses_below_with_the_greatest_gain_first():
+    drawn = bars(difference_chart([-0.5, 0.0, 1.0, 0.25], x_label="queries", y_label="difference", description="d"))
+    gains, losses = drawn["var(--series-3)"], drawn["var(--warm)"]
+    zero = gains[:, 1].max()
+    assert losses[:, 1].min() == pytest.approx(zero, abs=0.1)
+    assert zero - gains[:, 1].min() == pytest.approx(2 * (losses[:, 1].max() - zero), abs=0.2)
+    assert gains[np.argmin(gains[:, 1]), 0] == pytest.approx(gains[:, 0].min())
+    assert losses[np.argmax(losses[:, 1]), 0] > gains[np.argmin(gains[:, 1]), 0]
+
+
+def test_differences_that_are_all_zero_are_drawn():
+    chart = difference_chart([0.0, 0.0], x_label="queries", y_label="difference", description="nothing differs")
+    assert 'aria-label="nothing differs"' in chart
+
+
+def test_signed_intervals_are_written_with_their_sign_about_a_line_at_zero():
+    rows = [("up", 0.1, 0.05, 0.2), ("down", -0.1, -0.2, -0.05)]
+    placed = words(interval_chart(rows, x_label="difference", description="d", signed=True))
+    assert {"+0.100", "-0.100"} <= placed.keys()
+    zero = placed.get("0.0", placed.get("0.00"))[1]
+    assert placed["+0.100"][1] - zero == pytest.approx(zero - placed["-0.100"][1], abs=0.1)
