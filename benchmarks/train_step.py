@@ -16,13 +16,12 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from line_process import LineProcess
+from turns import rows_of
 
 from jaxscale.host_memory import TUNABLE
 
@@ -55,25 +54,6 @@ def speeds(sides: Mapping[str, LineProcess], dtype: str, turns: int) -> dict[str
     return found
 
 
-def rows_of(found: Mapping[str, list[float]], dtype: str, ratio: str) -> list[dict[str, Any]]:
-    """A row for each of two sides, and one for the median ratio of the first to the second, turn by turn."""
-    rows: list[dict[str, Any]] = [
-        {"name": f"train_step.{name}.{dtype}", "unit": "tokens/s", "value": round(statistics.median(of))}
-        for name, of in found.items()
-    ]
-    first, second = found.values()
-    ratios = [a / b for a, b in zip(first, second, strict=True)]
-    rows.append(
-        {
-            "name": f"train_step.{ratio}.{dtype}",
-            "unit": " / ".join(found),
-            "value": round(statistics.median(ratios), 3),
-            "ratio_of_each_turn": [round(value, 3) for value in ratios],
-        }
-    )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="python of the environment of locks/peers.txt")
@@ -87,11 +67,12 @@ def main() -> None:
     peer = LineProcess(flags.peers, HERE / "train_step_peer.py", (json.dumps(SHAPE), str(flags.cores)))
     rows = []
     for dtype in DTYPES:
-        rows += rows_of(speeds({"jaxscale": one, "transformers": peer}, dtype, flags.turns), dtype, "ratio")
+        found = speeds({"jaxscale": one, "transformers": peer}, dtype, flags.turns)
+        rows += rows_of(found, dtype, "ratio", benchmark="train_step", unit="tokens/s")
     peer.close()
     sharded = ours(f"fsdp={NUM_DEVICES}", None)
     found = speeds({"fsdp=8": sharded, "one_device": one}, "float32", flags.turns)
-    rows += rows_of(found, "float32", "sharded_ratio")
+    rows += rows_of(found, "float32", "sharded_ratio", benchmark="train_step", unit="tokens/s")
     for row in rows:
         row |= {"turns": flags.turns, "machine": f"{platform.machine()}, {flags.cores} cores", **one.ready}
         print(json.dumps(row), flush=True)
