@@ -6,7 +6,8 @@ Shared towers, 64 pairs a step, queries and documents of 128 random tokens witho
 (MultipleNegativesRankingLoss), AdamW, clipping, no dropout. One JSON row per figure, medians of several turns. Both
 sides have the same cores, tokens and first weights, and are refused where their first losses differ. bfloat16 is that
 of our matrix products; torch's autocast chooses what else it is for. Our process has huge pages, as `jaxscale train`
-starts itself with them (`jaxscale.host_memory`); torch runs as it comes.
+starts itself with them (`jaxscale.host_memory`); torch runs as it comes. A side's first step after it has waited is
+not timed, as in train_step.py.
 
 The peer's loss stands in a bare loop over ready tokens: SentenceTransformerTrainer makes the same calls, and packages
 that the peers' environment is without (datasets, accelerate) read and collate texts around them.
@@ -75,6 +76,7 @@ def speeds(sides: Mapping[str, LineProcess], dtype: str, num_pairs: int, turns: 
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, side in sides.items():
+            side.ask(dtype=dtype, steps=1)
             seconds = side.ask(dtype=dtype, steps=STEPS_PER_TURN)["seconds"]
             found[name].append(STEPS_PER_TURN * num_pairs / seconds)
     return found
