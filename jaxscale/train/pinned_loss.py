@@ -14,6 +14,7 @@ from jaxscale.nn.attention_kernels import platform_of, replacing
 from jaxscale.sharding.apply import apply_plan
 from jaxscale.sharding.per_slice import part_plan
 from jaxscale.sharding.plan import ShardingPlan
+from jaxscale.sharding.rewrite import trace
 from jaxscale.sharding.same_places import derive_like
 from jaxscale.train.batch_shapes import BatchShapes, bucket_of, bucket_text
 from jaxscale.train.objective import Params
@@ -36,7 +37,7 @@ def pinned_loss(
 ) -> LossFn:
     """The loss with its activations pinned, of parameters as the plan stores them, and its attention by kernels.
 
-    On one device that has no kernels it is the loss itself.
+    On one device, where no kernel takes the place of an attention, it is the loss itself.
 
     Its programs are those that plans are derived from, to the key, which is an argument of both. The parameters and the
     batch are in every one of them where `plan` has them, the activations where that program's own plan does.
@@ -102,9 +103,10 @@ def _program(
             plan = derive_like(plan, planned_loss(loss_fn), params, inputs)
         if of_slices:
             plan, batch = part_plan(plan), microbatch_of(dict(batch), plan.mesh.slice)
-        program: LossFn = apply_plan(
-            plan, loss_fn, mesh, params, dict(batch), key, replacing=replacing(plan, mesh, attention)
-        )
+        kernels = replacing(plan, mesh, attention)
+        if mesh.size == 1 and (kernels is None or not kernels(trace(loss_fn, params, dict(batch), key).jaxpr)):
+            return loss_fn
+        program: LossFn = apply_plan(plan, loss_fn, mesh, params, dict(batch), key, replacing=kernels)
     except UsageError as error:
         raise UsageError(f"a microbatch of {bucket_text(bucket_of(batch))}: {error}") from error
     return program
