@@ -72,7 +72,7 @@ def run_benchmark(
       options: how the folders are searched.
       measures: such as `nDCG@10`; the first one leads.
       against: another retriever, or the folder of an earlier benchmark; None for neither.
-      keep_parts: whether the vectors and BM25 indexes made now stay.
+      keep_parts: whether the vectors and BM25 indexes of the folders that are searched now stay.
 
     Raises:
       UsageError: the folder belongs to something else, or the arguments do not fit each other.
