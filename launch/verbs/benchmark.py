@@ -37,7 +37,8 @@ class Command:
       out: the benchmark's folder.
       against: another retriever, or the folder of an earlier benchmark of the same data.
       measures: nDCG@k, RR@k, R@k, P@k, MAP@k; the first one is charted.
-      keep_parts: leave the vectors and BM25 indexes that are made in OUT/parts.
+      keep_parts: leave the vectors and BM25 indexes in OUT/parts; a later call that searches a folder without this flag
+        removes the folder's.
       mesh: devices that share every batch and the search, e.g. data=8; all of them when empty.
       encoder: how to use the model otherwise than its own settings say.
       against_encoder: the same of the other retriever.

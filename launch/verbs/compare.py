@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -39,8 +39,8 @@ class Command:
       num_shown: passages of each run that the page shows for a query.
     """
 
-    run_a: Annotated[Path, tyro.conf.Positional]
-    run_b: Annotated[Path, tyro.conf.Positional]
+    run_a: tyro.conf.Positional[Path]
+    run_b: tyro.conf.Positional[Path]
     data: Path
     out: Path
     split: str = "test"

@@ -59,13 +59,15 @@ def _sections(benchmark: Benchmark) -> list[Section]:
         named.insert(0, ("mean", benchmark.mean))
         title = f"Mean over {len(benchmark.folders)} folders"
         sections.append(_table(title, benchmark.mean, benchmark.measures, f"each folder weighs the same; {_HOW}"))
-    sections.append(_changes("Against BM25 and the better of both", named, benchmark.measures, before=False))
+    titles = {"dense": "Dense against BM25", "hybrid": "Hybrid against the better of both"}
+    sections += [_changes(title, system, named, benchmark, before=False) for system, title in titles.items()]
     if benchmark.against is not None:
-        sections.append(_changes(f"Against {benchmark.against}", named, benchmark.measures, before=True))
+        titles = {"dense": "Dense, before and after", "hybrid": "Hybrid, before and after"}
+        sections += [_changes(title, system, named, benchmark, before=True) for system, title in titles.items()]
     for folder in benchmark.folders:
         caption = f"{weight_words(folder, benchmark.split)}; {_HOW}"
         sections.append(_table(folder.name, folder.figures, benchmark.measures, caption))
-    return [*sections, Environment(title="Where it was measured", snapshot=environment.snapshot())]
+    return [*sections, Environment(title="Where the page was made", snapshot=environment.snapshot())]
 
 
 def _table(title: str, figures: Figures, measures: tuple[str, ...], caption: str) -> MetricsTable:
@@ -76,8 +78,10 @@ def _table(title: str, figures: Figures, measures: tuple[str, ...], caption: str
     return MetricsTable(title=title, measures=measures, systems=systems, caption=caption)
 
 
-def _changes(title: str, named: list[tuple[str, Figures]], measures: tuple[str, ...], *, before: bool) -> Changes:
-    """The differences against what was before, or those between the systems, measure by measure."""
+def _changes(
+    title: str, system: str, named: list[tuple[str, Figures]], benchmark: Benchmark, *, before: bool
+) -> Changes:
+    """The differences of one system, measure by measure: against what it was before, or against the others."""
     groups = tuple(
         (
             measure,
@@ -85,24 +89,19 @@ def _changes(title: str, named: list[tuple[str, Figures]], measures: tuple[str, 
                 _change(name, figures, found)
                 for name, figures in named
                 for found in figures.differences
-                if found.measure == measure and found.against.endswith(BEFORE) == before
+                if (found.measure, found.system, found.against.endswith(BEFORE)) == (measure, system, before)
             ),
         )
-        for measure in measures
+        for measure in benchmark.measures
     )
-    return Changes(title=title, groups=groups, caption=_TESTS)
+    text = f"From {benchmark.against} to {benchmark.model}." if before else ""
+    return Changes(title=title, groups=groups, caption=_TESTS, text=text)
 
 
 def _change(name: str, figures: Figures, found: Difference) -> Change:
-    against = "" if found.against.endswith(BEFORE) else f" against {NAMES[found.against]}"
+    against = f" ({NAMES[found.against]})" if found.system == "hybrid" and not found.against.endswith(BEFORE) else ""
     before, after = (figures.systems[system][found.measure].mean for system in (found.against, found.system))
-    return Change(
-        name=f"{name}: {NAMES[found.system]}{against}",
-        before=before,
-        after=after,
-        difference=_score(found.difference),
-        p=found.p,
-    )
+    return Change(name=name + against, before=before, after=after, difference=_score(found.difference), p=found.p)
 
 
 def _score(interval: Interval) -> Score:

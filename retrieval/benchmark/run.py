@@ -72,7 +72,7 @@ def run_benchmark(
       options: how the folders are searched.
       measures: such as `nDCG@10`; the first one leads.
       against: another retriever, or the folder of an earlier benchmark; None for neither.
-      keep_parts: whether the vectors and BM25 indexes made now stay.
+      keep_parts: whether the vectors and BM25 indexes of the folders that are searched now stay.
 
     Raises:
       UsageError: the folder belongs to something else, or the arguments do not fit each other.
@@ -83,8 +83,10 @@ def run_benchmark(
     measures = tuple(_checked(measures, options.depth))
     places = _check(contender, data, out, options, against)
     for number, place in enumerate(places, 1):
-        _search(place, contender, against, Parts(out / PARTS / place.dataset.name), mesh, options, keep_parts)
-        print(f"benchmark: folder {number}/{len(places)} {place.dataset.name}: searched", file=sys.stderr, flush=True)
+        parts = Parts(out / PARTS / place.dataset.name)
+        searched = _search(place, contender, against, parts, mesh, options, keep_parts)
+        done = f"{place.dataset.name} {'searched' if searched else 'was there'}"
+        print(f"benchmark: folder {number}/{len(places)} {done}", file=sys.stderr, flush=True)
     evaluations = [_evaluate(place, measures) for place in places]
     benchmark = Benchmark(
         model=contender.name,
@@ -169,8 +171,8 @@ def _search(
     mesh: Mesh,
     options: SearchOptions,
     keep_parts: bool,
-) -> None:
-    """Makes the runs of one folder that are not there yet."""
+) -> bool:
+    """Makes the runs of one folder that are not there yet; returns whether there were any such."""
     wanted = [(place.runs, contender)]
     if isinstance(against, Contender) and place.against is not None:
         wanted.append((place.against, against))
@@ -179,6 +181,7 @@ def _search(
         write_runs(path, *search_dataset(place.dataset, one.towers, parts, mesh, options))
     if missing and not keep_parts:
         parts.remove()
+    return bool(missing)
 
 
 def _evaluate(place: _Places, measures: Sequence[str]) -> dict[str, Evaluation]:
