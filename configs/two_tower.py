@@ -194,6 +194,9 @@ def two_tower_llama2_7b() -> DualTowerJob:
 
     Command: jaxscale train two_tower_llama2_7b --data.folder BEIR --init-from LLAMA --out RUN --mesh fsdp=64,tensor=2
     Hardware, time, expected: never trained; `jaxscale plan two_tower_llama2_7b --topology v5p:4x4x8` compiles it.
+    16,384 pairs: `--training.global-batch-size 16384 --contrastive.cache-chunks 2 --mesh data=2,fsdp=64` compiles to
+      11.3 GB of the 95 of each of 128 v5p chips, and sends less than with `tensor=2`; see
+      docs/decisions/contrastive-training.md.
     Source: Ma et al. 2023, "Fine-Tuning LLaMA for Multi-Stage Text Retrieval" (RepLLaMA), section 2.1,
       https://arxiv.org/abs/2310.08319: the prefixes, the appended end token and its state as the vector; temperature
       .01 and rate 1e-4 (with LoRA) are theirs, batch, steps and lengths ours.
