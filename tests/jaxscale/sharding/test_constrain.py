@@ -247,26 +247,34 @@ def test_pins_that_fit_nothing_are_refused(mesh: Mesh) -> None:
         constrain(jnp.tanh, {((0,), 0): NamedSharding(explicit, P("data"))}, x)
 
 
-def test_it_is_cheap(mesh: Mesh) -> None:
-    def model(params: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
-        for layer in params:
-            x = x + jnp.dot(jax.nn.gelu(jnp.dot(x, layer["up"]) + layer["b"]), layer["down"])
-        return jnp.mean(x**2)
+def test_it_costs_less_than_the_trace_of_the_model_itself(mesh: Mesh) -> None:
+    def new_model() -> Callable[..., jax.Array]:  # another function each time, which jax has not traced yet
+        def model(params: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
+            for layer in params:
+                x = x + jnp.dot(jax.nn.gelu(jnp.dot(x, layer["up"]) + layer["b"]), layer["down"])
+            return jnp.mean(x**2)
+
+        return model
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
     params = [{"up": shape(64, 256), "b": shape(1, 256), "down": shape(256, 64)} for _ in range(100)]
     x = shape(8, 64)
-    jaxpr = rewrite.trace(model, params, x).jaxpr
+    jaxpr = rewrite.trace(new_model(), params, x).jaxpr
     pins = {
         (address, 0): NamedSharding(mesh, P("data", "tensor"))
         for address, e in rewrite.equations(jaxpr)
         if e.primitive.name == "dot_general"
     }
     assert len(pins) == 200
-    started = time.process_time()
-    rewrite.trace(model, params, x)
-    traced_s, started = time.process_time() - started, time.process_time()
-    constrain(model, pins, params, x)
-    assert time.process_time() - started - traced_s < 0.5
+    trace_s, constrain_s = [], []
+    for _ in range(5):  # the least of five: a collection of garbage can fall into any one
+        model = new_model()
+        started = time.thread_time()
+        rewrite.trace(model, params, x)
+        traced = time.thread_time()
+        constrain(model, pins, params, x)
+        trace_s.append(traced - started)
+        constrain_s.append(time.thread_time() - traced)
+    assert min(constrain_s) < min(trace_s)  # .014 and .045 s on an idle machine
