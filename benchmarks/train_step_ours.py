@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from steps_ours import Steps
 
 from configs import gpt
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.train.placement import place
-from jaxscale.train.programs import StepPrograms
 from jaxscale.train.randomness import named_key
 from jaxscale.train.state import place_new_state
-from jaxscale.train.step import make_step
 from jaxscale.train.token_objective import batch_shape
 from jaxscale.train.token_prediction import TokenPrediction
 
@@ -50,50 +49,34 @@ class RandomTokens:
         return {"tokens": text[:, :-1], "targets": text[:, 1:]}
 
 
-class Trained:
-    """A model in one number format: its program, its state and its one batch."""
-
-    def __init__(self, shape: Mapping[str, int], mesh: str, dtype: str, chunk_tokens: int | None) -> None:
-        job = dataclasses.replace(gpt.gpt2_12m(), loss_chunk_tokens=chunk_tokens)
-        identity = dataclasses.replace(job.training, compute_dtype=dtype)
-        job = dataclasses.replace(job, training=identity)
-        spec = MeshSpec.parse(mesh)
-        on = make_mesh(spec, jax.devices()[: spec.num_devices])
-        objective = RandomTokens(job.computation, shape)
-        placement = place(objective, identity, on)
-        self._state = place_new_state(
-            lambda: objective.init_params(named_key(identity.seed, "params")),
-            identity.optimizer.transformation(),
-            placement.state_shardings,
-            placement.layouts,
-        )
-        self._batch = placement.put_batch(objective.batch())
-        self._programs = StepPrograms(
-            make_step(placement.loss, identity),
-            state_shardings=placement.state_shardings,
-            batch_shardings=placement.batch_shardings,
-            metrics_sharding=placement.metrics_sharding,
-        )
-        self._programs.compile(self._state, self._batch)
-
-    def run(self, num_steps: int) -> float:
-        """Makes so many steps and returns the last one's loss."""
-        for _ in range(num_steps):
-            self._state, metrics = self._programs.run(self._state, self._batch)
-        return float(metrics["loss"])
+def start(shape: Mapping[str, int], mesh: str, dtype: str, chunk_tokens: int | None) -> Steps:
+    """A model with fresh weights, in one number format."""
+    job = dataclasses.replace(gpt.gpt2_12m(), loss_chunk_tokens=chunk_tokens)
+    identity = dataclasses.replace(job.training, compute_dtype=dtype)
+    job = dataclasses.replace(job, training=identity)
+    spec = MeshSpec.parse(mesh)
+    objective = RandomTokens(job.computation, shape)
+    placement = place(objective, identity, make_mesh(spec, jax.devices()[: spec.num_devices]))
+    state = place_new_state(
+        lambda: objective.init_params(named_key(identity.seed, "params")),
+        identity.optimizer.transformation(),
+        placement.state_shardings,
+        placement.layouts,
+    )
+    return Steps(placement, identity, state, objective.batch())
 
 
 def main() -> None:
     shape, mesh, chunk_tokens = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-    trained: dict[str, Trained] = {}
+    trained: dict[str, Steps] = {}
     print(json.dumps({"jax": jax.__version__}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if request["dtype"] not in trained:
-            trained[request["dtype"]] = Trained(shape, mesh, request["dtype"], chunk_tokens)
-        start = time.perf_counter()
+            trained[request["dtype"]] = start(shape, mesh, request["dtype"], chunk_tokens)
+        began = time.perf_counter()
         loss = trained[request["dtype"]].run(request["steps"])
-        print(json.dumps({"seconds": time.perf_counter() - start, "loss": loss}), flush=True)
+        print(json.dumps({"seconds": time.perf_counter() - began, "loss": loss}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from steps_ours import Steps
 from train_tower_requests import answer, tokens
 
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.train.job import TrainingIdentity
 from jaxscale.train.optimizer import AdamWConfig, ScheduleConfig
 from jaxscale.train.placement import place
-from jaxscale.train.programs import StepPrograms
 from jaxscale.train.state import place_params
-from jaxscale.train.step import make_step
 from retrieval.towers.batches import planned_batch
 from retrieval.towers.loss import Contrastive
 from retrieval.towers.pair_loss import PairLoss
@@ -60,43 +59,33 @@ class RandomPairs:
         }
 
 
-class Trained:
-    """A model in one number format: its program, its state and its one batch."""
-
-    def __init__(self, setting: Mapping[str, Any], dtype: str) -> None:
-        num_pairs, length, chunk = setting["num_pairs"], setting["length"], setting["chunk_pairs"]
-        start = start_towers(Towers(init_from=setting["model"], dropout_rate=0.0), (length, length), (), seed=0)
-        contrastive = Contrastive(temperature=0.05, cache_chunks=1 if chunk is None else num_pairs // chunk)
-        identity = TrainingIdentity(
-            num_steps=1,
-            global_batch_size=num_pairs,
-            optimizer=AdamWConfig(schedule=ScheduleConfig(kind="constant", peak_learning_rate=2e-5)),
-            compute_dtype=dtype,
-        )
-        computation = PairLoss(towers=start.towers, contrastive=contrastive, compute_dtype=dtype)
-        objective = RandomPairs(computation, setting)
-        placement = place(objective, identity, make_mesh(MeshSpec(), jax.devices()[:1]))
-        self._state = place_params(
-            {"towers": start.params},
-            identity.optimizer.transformation(),
-            placement.state_shardings,
-            placement.layouts,
-        )
-        self._batch = placement.put_batch(objective.batch())
-        self._programs = StepPrograms(
-            make_step(placement.loss, identity),
-            state_shardings=placement.state_shardings,
-            batch_shardings=placement.batch_shardings,
-            metrics_sharding=placement.metrics_sharding,
-        )
-        self._programs.compile(self._state, self._batch)
-
-    def run(self, num_steps: int) -> float:
-        """Makes so many steps and returns the last one's loss."""
-        for _ in range(num_steps):
-            self._state, metrics = self._programs.run(self._state, self._batch)
-        return float(metrics["loss"])
+def start(setting: Mapping[str, Any], dtype: str) -> Steps:
+    """The model in one number format."""
+    num_pairs, length, chunk = setting["num_pairs"], setting["length"], setting["chunk_texts"]
+    started = start_towers(Towers(init_from=setting["model"], dropout_rate=0.0), (length, length), (), seed=0)
+    identity = TrainingIdentity(
+        num_steps=1,
+        global_batch_size=num_pairs,
+        optimizer=AdamWConfig(schedule=ScheduleConfig(kind="constant", peak_learning_rate=2e-5)),
+        compute_dtype=dtype,
+    )
+    # A chunk holds texts of both sides. Where memory is what counts, layers keep the results of their products alone.
+    computation = PairLoss(
+        towers=started.towers,
+        contrastive=Contrastive(temperature=0.05, cache_chunks=1 if chunk is None else 2 * num_pairs // chunk),
+        compute_dtype=dtype,
+        remat=False if chunk is None else "matmuls",
+    )
+    objective = RandomPairs(computation, setting)
+    placement = place(objective, identity, make_mesh(MeshSpec(), jax.devices()[:1]))
+    state = place_params(
+        {"towers": started.params},
+        identity.optimizer.transformation(),
+        placement.state_shardings,
+        placement.layouts,
+    )
+    return Steps(placement, identity, state, objective.batch())
 
 
 if __name__ == "__main__":
-    answer(Trained)
+    answer(start)

@@ -28,7 +28,7 @@ class Trained:
         for module in self._model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        chunk = setting["chunk_pairs"]
+        chunk = setting["chunk_texts"]
         self._loss = (
             MultipleNegativesRankingLoss(self._model, scale=SCALE)
             if chunk is None

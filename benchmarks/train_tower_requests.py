@@ -1,7 +1,8 @@
 """What both sides of benchmarks/train_tower.py do alike: they draw tokens, and answer requests, one a line.
 
 A request is {"dtype": "float32" | "bfloat16", "steps": number of steps}; the answer is {"seconds": ..., "loss": the
-last one, "peak_bytes": the most memory that the process held so far}. Between requests a side uses no processor.
+last one, "peak_bytes": the most memory that the process held so far, "held_bytes": what it holds now}. Between requests
+a side uses no processor.
 """
 
 import json
@@ -45,9 +46,10 @@ def answer(make: Callable[[Mapping[str, Any], str], Trained]) -> None:
         start = time.perf_counter()
         loss = trained[dtype].run(request["steps"])
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak_bytes": _peak_bytes()}), flush=True)
+        memory = {"peak_bytes": _resident_bytes("VmHWM"), "held_bytes": _resident_bytes("VmRSS")}
+        print(json.dumps({"seconds": seconds, "loss": loss, **memory}), flush=True)
 
 
-def _peak_bytes() -> int:
+def _resident_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -1,6 +1,7 @@
 """What a training job says: what the run is (identity, hashed) and how it is operated (free to change)."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -81,6 +82,21 @@ class TrainingIdentity:
         """The size of every batch."""
         return BatchSizes(stages=self.batch_ramp or ((0, self.global_batch_size),))
 
+    def check_one_size(self, trained: str) -> None:
+        """Refuses batches that grow.
+
+        Args:
+          trained: what can't be trained on them, in the plural.
+
+        Raises:
+          UsageError: there is a ramp.
+        """
+        if self.batch_ramp:
+            raise UsageError(
+                f"training.batch_ramp={self.batch_ramp}: {trained} train on batches of one size; use none, and "
+                "training.global_batch_size for that size"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
@@ -133,6 +149,22 @@ class Operation:
             raise UsageError(f"checkpoint_every_s={self.checkpoint_every_s} must be above 0, or None")
         if self.profile:
             ProfileWindow.parse(self.profile)
+
+    def check_best_metric(self, names: Sequence[str], hint: str = "") -> None:
+        """Refuses to choose a checkpoint by what is not computed.
+
+        Args:
+          names: of the dev metrics.
+          hint: what else there could be.
+
+        Raises:
+          UsageError: `best_metric` is none of them.
+        """
+        if self.best_metric and self.best_metric not in names:
+            hint = f" ({hint})" if hint else ""
+            raise UsageError(
+                f"operation.best_metric={self.best_metric!r} must be one of {', '.join(names)}, or empty{hint}"
+            )
 
 
 class Job(Protocol):

@@ -173,5 +173,4 @@ def check_best_metric(operation: Operation, data: TextData, names: Sequence[str]
     best = operation.best_metric
     if best and not data.held_out:
         raise UsageError(f"operation.best_metric={best!r} needs data.held_out, the dataset to compute it on")
-    if best and best not in names:
-        raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
+    operation.check_best_metric(names)

@@ -51,17 +51,12 @@ class RerankerJob:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        if self.training.batch_ramp:
-            raise UsageError(
-                f"training.batch_ramp={self.training.batch_ramp}: re-rankers train on batches of one size; use none"
-            )
+        self.training.check_one_size("re-rankers")
         if not self.data.folder:
             raise UsageError("data.folder is not given; add `--data.folder DIR`, a BEIR folder with the pairs")
         self.model.check()
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
-        best, names = self.operation.best_metric, metric_names(self.data)
-        if best and best not in names:
-            raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
+        self.operation.check_best_metric(metric_names(self.data))
 
     def starting_from(self, path: str) -> Self:
         """The job with the transformer, tokenizer and weights of the folder at `path` to start from."""

@@ -57,10 +57,7 @@ class DualTowerJob:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        if self.training.batch_ramp:
-            raise UsageError(
-                f"training.batch_ramp={self.training.batch_ramp}: towers train on batches of one size; use none"
-            )
+        self.training.check_one_size("towers")
         _given(self.data.folder)
         self._check_model()
         if self.towers.lora is not None and not self.towers.init_from:
@@ -73,9 +70,7 @@ class DualTowerJob:
         self._check_taught()
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
         check_chunks(self._microbatch, self.contrastive.cache_chunks, num_parts(mesh, BATCH_AXES))
-        best, names = self.operation.best_metric, metric_names(sampled=self.data.dev_sampled)
-        if best and best not in names:
-            raise UsageError(f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty")
+        self.operation.check_best_metric(metric_names(sampled=self.data.dev_sampled))
 
     def starting_from(self, path: str) -> Self:
         """The job with the transformer, tokenizer and weights of the folder at `path` to start from."""

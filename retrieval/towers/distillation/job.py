@@ -62,10 +62,7 @@ class DistillationJob:
         Raises:
           UsageError: naming the field, what it is and what it may be.
         """
-        if self.training.batch_ramp:
-            raise UsageError(
-                f"training.batch_ramp={self.training.batch_ramp}: towers train on batches of one size; use none"
-            )
+        self.training.check_one_size("towers")
         if not self.data.folder:
             raise UsageError("data.folder is not given; add `--data.folder DIR`, a BEIR folder with the queries")
         if not self.teacher.retriever:
@@ -83,12 +80,10 @@ class DistillationJob:
                 "least 2"
             )
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
-        best, names = self.operation.best_metric, metric_names(self.teacher, self.data)
-        if best and best not in names:
-            raise UsageError(
-                f"operation.best_metric={best!r} must be one of {', '.join(names)}, or empty (nDCG@10 needs "
-                "teacher.vectors or teacher.index; `sample_` where data.num_dev_queries is given)"
-            )
+        self.operation.check_best_metric(
+            metric_names(self.teacher, self.data),
+            "nDCG@10 needs teacher.vectors or teacher.index; `sample_` where data.num_dev_queries is given",
+        )
 
     def starting_from(self, path: str) -> Self:
         """The job with the query tower of the folder at `path` to start from."""

@@ -195,6 +195,18 @@ def test_remat_but_for_matmuls_keeps_their_results_and_no_scores():
     assert num_dots(True) - num_dots("matmuls") == num_projections - 1
 
 
+def test_what_is_computed_again_takes_no_memory_between():
+    config = dataclasses.replace(DECODER, num_layers=6, max_positions=64)
+    params, tokens, mask = random_params(config), jnp.ones((8, 64), jnp.int32), jnp.ones((8, 64), bool)
+
+    def temporary_bytes(remat):
+        program = value_and_gradient.lower(config, params, tokens, mask, remat=remat).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    everything, matmuls, nothing = (temporary_bytes(remat) for remat in (False, "matmuls", True))
+    assert nothing < 0.7 * matmuls < 0.5 * everything
+
+
 @BOTH_LAYOUTS
 def test_layers_are_scanned_so_the_program_does_not_grow_with_depth(config):
     tokens, mask = batch()
