@@ -47,7 +47,7 @@ class QueryBatches:
     Attributes:
       queries: tokens, by the student's tokenizer.
       teacher_vectors: beside them.
-      positives: the documents that contrastive refinement needs; None without.
+      positives: the documents that terms of the loss need; None without.
       schedule: the examples of every batch, before those of like lengths are put together; it skips none.
       query_buckets: padded lengths.
       pad_id: the token that fills.

@@ -68,17 +68,12 @@ class DistillationJob:
         if not self.teacher.retriever:
             raise UsageError("teacher.retriever is not given; add `--teacher.retriever DIR`, whose query tower teaches")
         self.student.check()
-        if self.loss.contrastive and not self.teacher.vectors:
-            raise UsageError(
-                f"loss.contrastive={self.loss.contrastive} needs the documents' frozen vectors; add "
-                "`--teacher.vectors DIR`"
-            )
+        term = self.loss.of_documents
+        if term and not self.teacher.vectors:
+            raise UsageError(f"{term} needs the documents' frozen vectors; add `--teacher.vectors DIR`")
         microbatch = self.training.global_batch_size // self.training.grad_accum
-        if self.loss.contrastive and microbatch == 1:
-            raise UsageError(
-                f"loss.contrastive={self.loss.contrastive} with 1 query in a microbatch has no negatives; use at "
-                "least 2"
-            )
+        if term and microbatch == 1:
+            raise UsageError(f"{term} with 1 query in a microbatch has no negatives; use at least 2")
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
         self.operation.check_best_metric(
             metric_names(self.teacher, self.data),
@@ -123,8 +118,8 @@ class DistillationJob:
         documents = open_documents(self.teacher, towers)
         student = start_student(self.student, towers, self.data.max_length, self.training.seed)
         source = read_source(self.data)
-        if self.loss.contrastive:
-            source = _judged_only(source)
+        if self.loss.of_documents:
+            source = _judged_only(source, self.loss.of_documents)
         schedule = BatchSchedule(
             num_examples=len(source.queries),
             global_batch_size=self.training.global_batch_size,
@@ -152,7 +147,7 @@ class DistillationJob:
     def _positives(
         self, source: QuerySource, documents: FrozenDocuments, towers: LoadedTowers
     ) -> FrozenPositives | None:
-        if not self.loss.contrastive or documents.vectors is None:
+        if not self.loss.of_documents or documents.vectors is None:
             return None
         vectors = comparable(documents.vectors.read(), towers.contract)
         return make_positives(source.relevant, documents.vectors.read_ids(), vectors)
@@ -182,11 +177,11 @@ class DistillationJob:
         }
 
 
-def _judged_only(source: QuerySource) -> QuerySource:
+def _judged_only(source: QuerySource, term: str) -> QuerySource:
     """The queries to train on that have a relevant document."""
     kept = [i for i, relevant in enumerate(source.relevant) if relevant]
     if not kept:
-        raise DataError("loss.contrastive needs relevant documents, but no query to train on has one")
+        raise DataError(f"{term} needs relevant documents, but no query to train on has one")
     return dataclasses.replace(
         source, queries=[source.queries[i] for i in kept], relevant=[source.relevant[i] for i in kept]
     )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from jaxscale import typed_json
 from jaxscale.errors import UsageError
 from jaxscale.nn.functional import Params
 from retrieval.contract import Score
@@ -33,9 +34,11 @@ class LossWeights:
       cosine: of 1 - cosine to the teacher's vector.
       contrastive: of InfoNCE of the query against frozen document vectors of the batch, its own relevant one first;
         above 0 it needs `teacher.vectors`, and queries without a relevant document are left out.
+      ranking: of how far the student's softmax over all these document vectors is from the teacher's, as a KL
+        divergence; it asks for the same, and does not mind which document is relevant.
       error_over_dims: whether the squared error of a vector is the `sum` over its dims or the `mean`, which is E times
         less.
-      temperature: of InfoNCE.
+      temperature: of these two.
     """
 
     squared_error: float = 1.0
@@ -43,16 +46,23 @@ class LossWeights:
     contrastive: float = 0.0
     error_over_dims: Literal["sum", "mean"] = "sum"
     temperature: float = 0.05
+    ranking: float = typed_json.added(0.0)
 
     def __post_init__(self) -> None:
-        weights = {name: getattr(self, name) for name in ("squared_error", "cosine", "contrastive")}
+        weights = {name: getattr(self, name) for name in ("squared_error", "cosine", "contrastive", "ranking")}
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise UsageError(f"loss.{name}={weight} must be at least 0 and finite")
         if not any(weights.values()):
-            raise UsageError("loss.squared_error, loss.cosine and loss.contrastive are all 0; nothing would be learned")
+            names = ", ".join(f"loss.{name}" for name in weights)
+            raise UsageError(f"{names} are all 0; nothing would be learned")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UsageError(f"loss.temperature={self.temperature} must be above 0; 0.05 is usual for cosine scores")
+
+    @property
+    def of_documents(self) -> str:
+        """The first term that needs document vectors, with its weight; empty where none does."""
+        return next((f"loss.{name}={w}" for name in ("contrastive", "ranking") if (w := getattr(self, name))), "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,10 @@ class DistillationLoss:
             contrastive, metrics["in_batch_accuracy"] = self._contrastive(vectors, batch)
             metrics["contrastive"] = contrastive
             loss = loss + weights.contrastive * contrastive
+        if weights.ranking:
+            ours, theirs = (normalize(v) if self.score == "cosine" else v for v in (vectors, teacher))
+            metrics["ranking"] = divergence(ours, theirs, batch["document_vectors"][:, 0], weights.temperature)
+            loss = loss + weights.ranking * metrics["ranking"]
         return loss, metrics
 
     def _contrastive(
@@ -112,6 +126,25 @@ class DistillationLoss:
         queries = normalize(vectors) if self.score == "cosine" else vectors
         loss, hits = info_nce(queries, batch["document_vectors"], temperature, related, symmetric=False)
         return loss, jnp.mean(hits)
+
+
+def divergence(
+    student: Float32[Array, "B E"], teacher: Float32[Array, "B E"], documents: Float32[Array, "D E"], temperature: float
+) -> Float32[Array, ""]:
+    """The mean over queries of KL(teacher || student), of their softmax over the same documents.
+
+    >>> queries, documents = jnp.eye(2), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> divergence(queries, queries, documents, 0.05).item()
+    0.0
+    >>> bool(divergence(queries[::-1], queries, documents, 0.05) > 1)
+    True
+    """
+    ours, theirs = (
+        # HIGHEST: on accelerators a float32 product would otherwise be rounded to bfloat16 or TF32.
+        jax.nn.log_softmax(jnp.matmul(queries, documents.T, precision=jax.lax.Precision.HIGHEST) / temperature)
+        for queries in (student, teacher)
+    )
+    return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=1))
 
 
 def squared_errors(

@@ -42,6 +42,10 @@ def test_the_teachers_vectors_are_beside_the_run_unless_they_have_a_place(tmp_pa
         ({"teacher": {"retriever": ""}}, "teacher.retriever is not given; add `--teacher.retriever DIR`"),
         ({"student": {"num_layers": None}}, "the student has nothing to start from"),
         ({"loss": {"contrastive": 0.1}, "teacher": {"vectors": ""}}, "needs the documents' frozen vectors"),
+        (
+            {"loss": {"ranking": 0.1}, "teacher": {"vectors": ""}},
+            "loss.ranking=0.1 needs the documents' frozen vectors",
+        ),
         ({"loss": {"contrastive": 0.1}, "training": {"global_batch_size": 1}}, "has no negatives; use at least 2"),
         ({"teacher": {"vectors": ""}, "operation": {"best_metric": "nDCG@10"}}, "must be one of cosine, or empty"),
         ({"data": {"num_dev_queries": 4}}, "best_metric='cosine' must be one of sample_cosine, sample_nDCG@10"),

@@ -38,13 +38,19 @@ def plain_loss(vectors, batch, weights, score):
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(teacher, axis=1)
     cosine = ((vectors * teacher).sum(axis=1) / lengths).mean()
     queries = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if score == "cosine" else vectors
-    losses = []
+    losses, divergences = [], []
+    documents = batch["document_vectors"][:, 0].astype(np.float64)
+    taught = teacher / np.linalg.norm(teacher, axis=1, keepdims=True) if score == "cosine" else teacher
     for i, query in enumerate(queries):
         known = set(batch["known_positives"][i]) - {NO_DOCUMENT}
         others = [j for j in range(len(queries)) if j != i and batch["document_ids"][j, 0] not in known]
         scores = [query @ batch["document_vectors"][j, 0] / weights.temperature for j in [i, *others]]
         losses.append(np.log(np.exp(scores).sum()) - scores[0])
-    return weights.squared_error * error + weights.cosine * (1 - cosine) + weights.contrastive * np.mean(losses)
+        ours, theirs = (np.exp(documents @ v / weights.temperature) for v in (query, taught[i]))
+        ours, theirs = ours / ours.sum(), theirs / theirs.sum()
+        divergences.append((theirs * np.log(theirs / ours)).sum())
+    of_documents = weights.contrastive * np.mean(losses) + weights.ranking * np.mean(divergences)
+    return weights.squared_error * error + weights.cosine * (1 - cosine) + of_documents
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,8 @@ def plain_loss(vectors, batch, weights, score):
         ("cosine", LossWeights(squared_error=0.7, cosine=0.4, contrastive=0.3, temperature=0.9)),
         ("dot", LossWeights(squared_error=0.7, cosine=0.0, contrastive=0.3, temperature=5.0, error_over_dims="mean")),
         ("cosine", LossWeights(squared_error=0.0, cosine=2.0)),
+        ("cosine", LossWeights(cosine=0.4, ranking=0.6, temperature=0.7)),
+        ("dot", LossWeights(squared_error=0.0, cosine=0.0, ranking=0.6, contrastive=0.2, temperature=5.0)),
     ],
 )
 def test_the_loss_equals_plain_numpy(score, weights):
@@ -63,6 +71,7 @@ def test_the_loss_equals_plain_numpy(score, weights):
     loss, metrics = jax.jit(computation.loss)(encoder.params, batch, jax.random.key(0))
     assert float(loss) == pytest.approx(plain_loss(vectors, batch, weights, score), rel=1e-4)
     assert ("contrastive" in metrics) == bool(weights.contrastive)
+    assert ("ranking" in metrics) == bool(weights.ranking)
 
 
 def test_of_unit_vectors_the_squared_distance_is_two_times_one_minus_cosine():
@@ -78,6 +87,7 @@ def test_of_unit_vectors_the_squared_distance_is_two_times_one_minus_cosine():
         ({"squared_error": 0.0, "cosine": 0.0}, "are all 0; nothing would be learned"),
         ({"cosine": -1.0}, "loss.cosine=-1.0 must be at least 0"),
         ({"squared_error": float("nan")}, "loss.squared_error=nan must be at least 0 and finite"),
+        ({"ranking": -0.1}, "loss.ranking=-0.1 must be at least 0"),
         ({"temperature": 0.0}, "loss.temperature=0.0 must be above 0"),
     ],
 )
