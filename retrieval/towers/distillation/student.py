@@ -1,4 +1,8 @@
-"""Where a student starts: from some of the teacher's own layers, or from another encoder with a head to the space."""
+"""Where a student starts: from some of the teacher's own layers, or from another encoder with a head to the space.
+
+Layers that lie evenly over the teacher's are nearer to it than its first ones, before and after training.
+Reference: Sanh et al. 2019, DistilBERT, section 3, https://arxiv.org/abs/1910.01108
+"""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +26,8 @@ class Student:
     Attributes:
       num_layers: so many of the teacher's own layers, the first ones unless `layer_step` says otherwise; embeddings,
         head, pooling, prefix and tokenizer are the teacher's too. None where `init_from` is given.
-      layer_step: takes every k-th layer, beginning with the first.
+      layer_step: takes every k-th layer, beginning with the first; None: layers that lie evenly over the teacher's, of
+        6 the first and fourth for 2.
       init_from: another encoder instead, in any folder that opens as a retriever: its query tower, pooling, prefix and
         tokenizer are taken. Where its vectors have other dims than the space, a linear map is put behind it and
         learned.
@@ -30,7 +35,7 @@ class Student:
     """
 
     num_layers: int | None = None
-    layer_step: int = 1
+    layer_step: int | None = 1
     init_from: str = ""
     dropout_rate: float = 0.0
 
@@ -99,12 +104,12 @@ def start_student(student: Student, teacher: LoadedTowers, max_length: int, seed
 def _layers_of(student: Student, teacher: Encoder) -> Encoder:
     """The teacher with some of its layers."""
     deep = teacher.config.transformer
-    num_layers = student.num_layers or 0
-    layers = range(0, num_layers * student.layer_step, student.layer_step)
+    num_layers, step = student.num_layers or 0, student.layer_step
+    layers = [max(i, i * deep.num_layers // num_layers) if step is None else i * step for i in range(num_layers)]
     if layers[-1] >= deep.num_layers:
-        most = -(-deep.num_layers // student.layer_step)
+        most = -(-deep.num_layers // (step or 1))
         raise UsageError(
-            f"student.num_layers={num_layers} with layer_step={student.layer_step} asks for layer {layers[-1] + 1} "
+            f"student.num_layers={num_layers} with layer_step={step} asks for layer {layers[-1] + 1} "
             f"of a teacher that has {deep.num_layers}; use at most {most}"
         )
     transformer, params = with_layers(deep, teacher.params["transformer"], layers)

@@ -30,6 +30,10 @@ def write(path, encoder):
         (Student(num_layers=2), [0, 1]),
         (Student(num_layers=3, layer_step=2), [0, 2, 4]),
         (Student(num_layers=5), [0, 1, 2, 3, 4]),
+        (Student(num_layers=1, layer_step=None), [0]),
+        (Student(num_layers=2, layer_step=None), [0, 2]),
+        (Student(num_layers=3, layer_step=None), [0, 1, 3]),
+        (Student(num_layers=5, layer_step=None), [0, 1, 2, 3, 4]),
     ],
 )
 def test_a_student_of_the_teachers_layers_has_them_and_all_else(student, layers):
@@ -56,6 +60,8 @@ def test_more_layers_than_the_teacher_has_are_refused():
         start_student(Student(num_layers=6), TEACHER, 16, seed=0)
     with pytest.raises(UsageError, match="asks for layer 7 of a teacher that has 5; use at most 3"):
         start_student(Student(num_layers=4, layer_step=2), TEACHER, 16, seed=0)
+    with pytest.raises(UsageError, match="asks for layer 6 of a teacher that has 5; use at most 5"):
+        start_student(Student(num_layers=6, layer_step=None), TEACHER, 16, seed=0)
 
 
 def test_another_encoder_gets_a_head_to_the_space_and_keeps_its_tokenizer(tmp_path):
