@@ -1,4 +1,4 @@
-"""The records of retrieval: queries, documents, judgements and scored documents."""
+"""The records of retrieval: queries and documents."""
 
 from dataclasses import dataclass
 
@@ -29,22 +29,3 @@ class Doc:
         'They lift.'
         """
         return f"{self.title} {self.text}" if self.title else self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Qrel:
-    """A judgement: how relevant a document is to a query; 1 and above is relevant, 0 and below is not."""
-
-    query_id: str
-    doc_id: str
-    relevance: int
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredDoc:
-    """A document that a retriever returned for a query; a higher score is better, `rank` counts from 1."""
-
-    query_id: str
-    doc_id: str
-    score: float
-    rank: int | None = None

@@ -222,42 +222,6 @@ def totals(found: tuple[Collective, ...]) -> tuple[CollectiveTotal, ...]:
     return tuple(sorted(made, key=lambda total: (-total.bytes_moved, total.axes, total.kind, total.group_size)))
 
 
-def extrapolate(
-    shallow: CompiledStep, deep: CompiledStep, depths: tuple[int, int], depth: int
-) -> tuple[CollectiveTotal, ...]:
-    """The collectives of a model of another depth, `a + b L` through two depths; where loops hide their counts.
-
-    Args:
-      shallow: compiled at the smaller depth.
-      deep: compiled at the larger depth.
-      depths: both, in layers.
-      depth: L, the one asked about.
-
-    Reference: two points and a line are exact where every layer is alike and the compiler treats it so; it need not.
-    """
-    slope = (depth - depths[0]) / (depths[1] - depths[0])
-    first, second = ({(t.axes, t.kind, t.group_size): t for t in step.collectives} for step in (shallow, deep))
-    made = []
-    for axes, kind, group_size in sorted({*first, *second}):
-        at = [by_key.get((axes, kind, group_size)) for by_key in (first, second)]
-
-        def line(name: str, at: list[CollectiveTotal | None] = at) -> float:
-            low, high = (0.0 if total is None else float(getattr(total, name)) for total in at)
-            return max(0.0, low + slope * (high - low))
-
-        made.append(
-            CollectiveTotal(
-                axes=axes,
-                kind=kind,
-                group_size=group_size,
-                num_runs=round(line("num_runs")),
-                num_bytes=round(line("num_bytes")),
-                bytes_moved=line("bytes_moved"),
-            )
-        )
-    return tuple(sorted(made, key=lambda total: -total.bytes_moved))
-
-
 def _compile_program(lowered: jax.stages.Lowered, options: Any, folder: Path) -> None:
     """Compiles in a thread until the program is in the dump folder, and raises what the compiler raised till then."""
     raised: list[BaseException] = []

@@ -63,30 +63,12 @@ class BatchSchedule:
         Returns:
           int64 [global_batch_size], each in 0..num_examples-1, all different.
         """
-        return self._rows(step, 0, self.global_batch_size)
-
-    def rows_for_process(self, step: int, process_index: int, num_processes: int) -> Int64[np.ndarray, "b"]:
-        """The consecutive part of `indices(step)` that one of `num_processes` hosts reads.
-
-        The parts of all hosts, one after another, are `indices(step)`; their sizes differ by at most 1.
-
-        Args:
-          step: the batch's number, from 0.
-          process_index: which host asks, in 0..num_processes-1.
-          num_processes: how many hosts there are.
-        """
-        if not 0 <= process_index < num_processes:
-            raise UsageError(f"process_index={process_index} must lie in 0..{num_processes - 1}")
-        start, stop = (self.global_batch_size * part // num_processes for part in (process_index, process_index + 1))
-        return self._rows(step, start, stop)
-
-    def _rows(self, step: int, start: int, stop: int) -> Int64[np.ndarray, "b"]:
         if step < 0:
             raise UsageError(f"step={step} must be at least 0")
         epoch, batch = divmod(self._unskipped(step), self.num_batches_per_epoch)
         permutation = Permutation(self.num_examples, fold_seed(self.seed, "epoch", epoch))
         first = batch * self.global_batch_size
-        return permutation.at(np.arange(first + start, first + stop, dtype=np.int64))
+        return permutation.at(np.arange(first, first + self.global_batch_size, dtype=np.int64))
 
     def _unskipped(self, step: int) -> int:
         """The number, in the schedule without a skip list, of the batch that stands at `step`.

@@ -1,6 +1,5 @@
-"""What the compiler says: totals, the line through two depths, and a small step compiled on emulated devices."""
+"""What the compiler says: totals, and a small step compiled on emulated devices."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxscale import typed_json
-from jaxscale.cost.compiled import CollectiveTotal, CompiledStep, compile_step, extrapolate, lower_step, totals
+from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step, totals
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.collectives import Collective
 
@@ -52,26 +51,6 @@ def test_totals_by_axes_and_kind():
         (("fsdp",), "all_gather", 4, 4, 1240, 930.0),
         (("fsdp",), "all_gather", 2, 1, 40, 20.0),
     ]
-
-
-def test_the_line_through_two_depths():
-    def at(*rows):
-        made = tuple(
-            CollectiveTotal(
-                axes=axes, kind=kind, group_size=4, num_runs=runs, num_bytes=100 * runs, bytes_moved=75.0 * runs
-            )
-            for axes, kind, runs in rows
-        )
-        return dataclasses.replace(EMPTY, collectives=made)
-
-    shallow = at((("fsdp",), "all_gather", 7), (("tensor",), "all_reduce", 4))
-    deep = at((("fsdp",), "all_gather", 13), (("tensor",), "all_reduce", 4), (("data",), "all_reduce", 2))
-    found = {(t.axes, t.kind): (t.num_runs, t.num_bytes, t.bytes_moved) for t in extrapolate(shallow, deep, (2, 4), 32)}
-    assert found == {
-        (("fsdp",), "all_gather"): (1 + 3 * 32, 9700, 97 * 75.0),
-        (("tensor",), "all_reduce"): (4, 400, 300.0),
-        (("data",), "all_reduce"): (30, 3000, 30 * 75.0),
-    }
 
 
 def test_a_step_on_emulated_devices():

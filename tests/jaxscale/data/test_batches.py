@@ -35,14 +35,6 @@ def test_epochs_are_reshuffled_and_leave_other_examples_out() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(schedule=schedules, step=st.integers(0, 10**9), num_processes=st.integers(1, 17))
-def test_hosts_together_read_the_batch(schedule: BatchSchedule, step: int, num_processes: int) -> None:
-    parts = [schedule.rows_for_process(step, process, num_processes) for process in range(num_processes)]
-    assert np.array_equal(np.concatenate(parts), schedule.indices(step))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-@settings(deadline=None, max_examples=50)
 @given(schedule=schedules, skip=st.sets(st.integers(0, 60), max_size=20))
 def test_a_skip_list_leaves_out_exactly_those_batches(schedule: BatchSchedule, skip: set[int]) -> None:
     skipping = BatchSchedule(
@@ -85,9 +77,7 @@ def test_refuses(fields: dict, message: str) -> None:
         BatchSchedule(**{"num_examples": 10, "global_batch_size": 2, "seed": 0, **fields})
 
 
-def test_refuses_a_host_or_a_step_that_is_not_there() -> None:
+def test_refuses_a_step_that_is_not_there() -> None:
     schedule = BatchSchedule(num_examples=10, global_batch_size=2, seed=0)
-    with pytest.raises(UsageError, match="process_index=2"):
-        schedule.rows_for_process(0, 2, 2)
     with pytest.raises(UsageError, match="step=-1"):
         schedule.indices(-1)
