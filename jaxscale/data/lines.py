@@ -3,16 +3,20 @@
 import contextlib
 import gzip
 import io
+import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import zstandard
 
+from jaxscale import typed_json
 from jaxscale.errors import DataError, UsageError
 from jaxscale.store import disk
+
+T = TypeVar("T")
 
 SUFFIXES = ("", ".gz", ".zst")
 
@@ -43,6 +47,25 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise DataError(f"{path}:{number}: not UTF-8: {error.reason} at byte {error.start}") from None
             if line and not line.isspace():
                 yield number, line
+
+
+def read_typed_lines(path: Path, cls: type[T]) -> Iterator[tuple[str, T]]:
+    """Yields (file:line for messages, the record) of a file of JSON lines that are each a `cls` and nothing else.
+
+    Args:
+      path: as `read_lines` takes it.
+      cls: a dataclass; see `typed_json.decode`.
+
+    Raises:
+      DataError: as `read_lines`; a line is not JSON, or not such a record.
+    """
+    for number, text in read_lines(path):
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON: {error}") from None
+        yield where, typed_json.decode(cls, value, where)
 
 
 def read_text(path: Path) -> str:

@@ -1,12 +1,11 @@
 """The lines of a file of hard negatives, read and held against the corpus and the judgements they are used with."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 from jaxscale import typed_json
-from jaxscale.data.lines import read_lines
+from jaxscale.data.lines import read_typed_lines
 from jaxscale.errors import DataError
 from retrieval.towers.negatives_folder import negatives_file, require_same_corpus
 from retrieval.towers.pairs import PairSource
@@ -46,12 +45,7 @@ def read_negatives(path: Path, source: PairSource) -> dict[str, NegativesLine]:
     file = negatives_file(path)
     require_same_corpus(path, source)
     found: dict[str, NegativesLine] = {}
-    for number, text in read_lines(file):
-        where = f"{file}:{number}"
-        try:
-            line = typed_json.decode(NegativesLine, json.loads(text), where)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
+    for where, line in read_typed_lines(file, NegativesLine):
         if line.query_id in found:
             raise DataError(f"{where}: query {line.query_id!r} stands in the file twice")
         _check(line, source, where)

@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxscale import typed_json
-from jaxscale.data.lines import read_lines
+from jaxscale.data.lines import read_typed_lines
 from jaxscale.errors import DataError
 from retrieval.towers.pairs import PairData, PairSource
 
@@ -70,12 +68,7 @@ def _require_file(path: Path) -> None:
 def _clusters_of(ids: list[str], path: Path, source: PairSource) -> list[str]:
     _require_file(path)
     found: dict[str, str] = {}
-    for number, text in read_lines(path):
-        where = f"{path}:{number}"
-        try:
-            line = typed_json.decode(_ClusterLine, json.loads(text), where)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
+    for where, line in read_typed_lines(path, _ClusterLine):
         if line.doc_id in found:
             raise DataError(f"{where}: document {line.doc_id!r} stands in the file twice")
         if line.doc_id not in source.doc_rows:

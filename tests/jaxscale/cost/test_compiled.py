@@ -1,6 +1,5 @@
 """What the compiler says: totals, and a small step compiled on emulated devices."""
 
-
 import jax
 import jax.numpy as jnp
 import pytest
