@@ -189,6 +189,29 @@ def two_tower_decoder_tiny() -> DualTowerJob:
     )
 
 
+def two_tower_llama_10m() -> DualTowerJob:
+    """Shared towers from a language model of one's own, a run of `llama_10m`; the end token's state is the vector.
+
+    Command: jaxscale train two_tower_llama_10m --data.folder BEIR --init-from LM --out RUN
+      --mesh data=2,fsdp=2,tensor=2
+    Hardware, time, expected: not measured yet.
+    """
+    return DualTowerJob(
+        towers=Towers(pooling="last", append_end=True),
+        data=PairData(query_buckets=(32,), document_buckets=(128,), num_dev_queries=256, num_dev_documents=1024),
+        contrastive=Contrastive(temperature=0.05, symmetric=True),
+        training=TrainingIdentity(
+            num_steps=150,
+            global_batch_size=64,
+            optimizer=AdamWConfig(
+                schedule=ScheduleConfig(kind="cosine", peak_learning_rate=1e-3, warmup_steps=15, decay_steps=150)
+            ),
+            compute_dtype="bfloat16",
+        ),
+        operation=Operation(checkpoint_every_steps=50, eval_every_steps=50, best_metric="sample_nDCG@10"),
+    )
+
+
 def two_tower_llama2_7b() -> DualTowerJob:
     """Shared towers of Llama 2 7B, 6,607,343,616 parameters (its output is left out), on 512 pairs per step.
 

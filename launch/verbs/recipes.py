@@ -17,6 +17,7 @@ class Command:
     def run(self) -> dict[str, Any]:
         """Prints the list and returns it."""
         lines = {name: (inspect.getdoc(recipe) or "").partition("\n")[0] for name, recipe in all_recipes().items()}
+        width = max(map(len, lines))
         for name, line in sorted(lines.items()):
-            print(f"{name:24}{line}")
+            print(f"{name:{width}}  {line}")
         return {"recipes": lines}
