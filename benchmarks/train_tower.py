@@ -15,7 +15,7 @@ that the peers' environment is without (datasets, accelerate) read and collate t
 The last rows are of a cached batch, 1,024 pairs encoded in chunks of 32 texts (CachedMultipleNegativesRankingLoss with
 `mini_batch_size=32`; ours is `cache_chunks` with 16 pairs in each, and `remat="matmuls"`): how much higher a fresh
 process peaks (VmHWM) with one such step than another holds (VmRSS) after a step of 64 pairs in the same chunks, and
-the pairs per second of the second step. What a process peaks at includes compiling, on our side.
+the pairs per second of the second step, one step a side. What a process peaks at includes compiling, on our side.
 """
 
 import argparse
@@ -92,15 +92,17 @@ def check_alike(losses: Mapping[str, float], dtype: str) -> None:
 
 def cached_rows(sides: Sides, dtype: str, num_pairs: int, cached_pairs: int, chunk_texts: int) -> list[dict[str, Any]]:
     """What a cached batch takes on either side in memory and in time, and ours beside theirs."""
-    above, speed = {}, {}
+    losses, above, speed = {}, {}, {}
     for name in (OURS, PEER):
         small, large = (sides.start(name, pairs, chunk_texts) for pairs in (num_pairs, cached_pairs))
         held = small.ask(dtype=dtype, steps=1)["held_bytes"]
         small.close()
-        above[name] = (large.ask(dtype=dtype, steps=1)["peak_bytes"] - held) / 2**20
+        first = large.ask(dtype=dtype, steps=1)
+        losses[name], above[name] = first["loss"], (first["peak_bytes"] - held) / 2**20
         speed[name] = cached_pairs / large.ask(dtype=dtype, steps=1)["seconds"]
         large.close()
-    rows = []
+    check_alike(losses, dtype)
+    rows: list[dict[str, Any]] = []
     for quantity, unit, of_side in (
         ("memory", f"MiB that {cached_pairs} cached pairs peak above what is held after {num_pairs}", above),
         ("cached", f"pairs/s of {cached_pairs} cached pairs", speed),
@@ -111,7 +113,7 @@ def cached_rows(sides: Sides, dtype: str, num_pairs: int, cached_pairs: int, chu
         rows.append(
             {"name": f"train_tower.{quantity}_ratio.{dtype}", "unit": f"{OURS} / {PEER}", "value": round(ratio, 3)}
         )
-    return rows
+    return [row | {"turns": 1} for row in rows]
 
 
 def measured(flags: argparse.Namespace) -> Iterable[dict[str, Any]]:
@@ -140,7 +142,7 @@ def main() -> None:
     flags = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.cores])
     for row in measured(flags):
-        row |= {"turns": flags.turns, "machine": f"{platform.machine()}, {flags.cores} cores"}
+        row = {"turns": flags.turns} | row | {"machine": f"{platform.machine()}, {flags.cores} cores"}
         print(json.dumps(row), flush=True)
         if flags.out is not None:
             flags.out.parent.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,8 @@ class RandomPairs:
 def start(setting: Mapping[str, Any], dtype: str) -> Steps:
     """The model in one number format."""
     num_pairs, length, chunk = setting["num_pairs"], setting["length"], setting["chunk_texts"]
+    if chunk is not None and 2 * num_pairs % chunk:
+        raise SystemExit(f"--chunk-texts {chunk} does not divide the {2 * num_pairs} texts of {num_pairs} pairs")
     started = start_towers(Towers(init_from=setting["model"], dropout_rate=0.0), (length, length), (), seed=0)
     identity = TrainingIdentity(
         num_steps=1,

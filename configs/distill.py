@@ -19,7 +19,8 @@ def distill_query_tower() -> DistillationJob:
     Hardware, time, expected: not measured as a whole. 2,000 steps are 6 passes over 41,000 queries; a step of 3 layers
       of 384 dims and 16 tokens takes .35 s on 2 CPU cores with bfloat16 dot products. The buckets are for
       questions of 13 tokens in the mean, 99 % of them of at most 25.
-    Batch and rate: 51,000 queries in batches of 512, 256 and 128 came ever nearer to the teacher.
+    Batch and rate: 51,000 queries in batches of 256 and of 128, at 1e-3, brought the teacher's first three layers to a
+      cosine of .838 and .872 on dev (nDCG@10 .550 and .577); evenly spread layers .874 (.580) in batches of 256.
     """
     return DistillationJob(
         teacher=Teacher(),

@@ -193,7 +193,7 @@ def two_tower_llama_10m() -> DualTowerJob:
     """Shared towers from a language model of one's own, a run of `llama_10m`; the end token's state is the vector.
 
     Command: jaxscale train two_tower_llama_10m --data.folder BEIR --init-from LM --out RUN
-      --mesh data=2,fsdp=2,tensor=2
+      --mesh data=2,fsdp=2,tensor=2 --devices 8
     Hardware, time, expected: not measured yet.
     """
     return DualTowerJob(

@@ -63,7 +63,7 @@ def read_typed_lines(path: Path, cls: type[T]) -> Iterator[tuple[str, T]]:
         where = f"{path}:{number}"
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}") from None
         yield where, typed_json.decode(cls, value, where)
 

@@ -336,7 +336,9 @@ def test_a_recipe_verb_without_a_recipe_says_so(verb, capsys):
 
 def test_recipes_lists_those_of_the_configs(capsys):
     assert main(["recipes"]) == 0
-    assert "two_tower_small" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "two_tower_small  " in said
+    assert "two_tower_llama2_7b_lora  " in said
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -211,11 +210,9 @@ def test_randomization_holds_its_level() -> None:
     assert 2 <= sum(p <= 0.05 for p in ps) <= 22  # 10 expected, 4 deviations
 
 
-def test_randomization_of_the_size_we_use_is_quick_and_seeded() -> None:
+def test_randomization_of_the_size_we_use_is_seeded() -> None:
     a, b = np.random.default_rng(4).uniform(size=(2, 2326))
-    started = time.thread_time()
     p = paired_randomization(a, b, num_permutations=10_000, seed=7)
-    assert time.thread_time() - started < 5  # 0.05 s on an idle machine
     assert p == paired_randomization(a, b, num_permutations=10_000, seed=7)
     assert p != paired_randomization(a, b, num_permutations=10_000, seed=8)
 

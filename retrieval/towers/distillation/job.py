@@ -68,12 +68,14 @@ class DistillationJob:
         if not self.teacher.retriever:
             raise UsageError("teacher.retriever is not given; add `--teacher.retriever DIR`, whose query tower teaches")
         self.student.check()
-        term = self.loss.of_documents
+        term = self.loss.document_term
         if term and not self.teacher.vectors:
             raise UsageError(f"{term} needs the documents' frozen vectors; add `--teacher.vectors DIR`")
         microbatch = self.training.global_batch_size // self.training.grad_accum
         if term and microbatch == 1:
-            raise UsageError(f"{term} with 1 query in a microbatch has no negatives; use at least 2")
+            raise UsageError(
+                f"{term} with 1 query in a microbatch meets 1 document, which teaches nothing; use at least 2"
+            )
         check_divides(self.training.global_batch_size, self.training.grad_accum, mesh)
         self.operation.check_best_metric(
             metric_names(self.teacher, self.data),
@@ -118,8 +120,8 @@ class DistillationJob:
         documents = open_documents(self.teacher, towers)
         student = start_student(self.student, towers, self.data.max_length, self.training.seed)
         source = read_source(self.data)
-        if self.loss.of_documents:
-            source = _judged_only(source, self.loss.of_documents)
+        if self.loss.document_term:
+            source = _judged_only(source, self.loss.document_term)
         schedule = BatchSchedule(
             num_examples=len(source.queries),
             global_batch_size=self.training.global_batch_size,
@@ -147,7 +149,7 @@ class DistillationJob:
     def _positives(
         self, source: QuerySource, documents: FrozenDocuments, towers: LoadedTowers
     ) -> FrozenPositives | None:
-        if not self.loss.of_documents or documents.vectors is None:
+        if not self.loss.document_term or documents.vectors is None:
             return None
         vectors = comparable(documents.vectors.read(), towers.contract)
         return make_positives(source.relevant, documents.vectors.read_ids(), vectors)

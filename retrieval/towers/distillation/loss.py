@@ -38,7 +38,7 @@ class LossWeights:
         divergence; it asks for the same, and does not mind which document is relevant.
       error_over_dims: whether the squared error of a vector is the `sum` over its dims or the `mean`, which is E times
         less.
-      temperature: of these two.
+      temperature: of InfoNCE and of `ranking`.
     """
 
     squared_error: float = 1.0
@@ -60,7 +60,7 @@ class LossWeights:
             raise UsageError(f"loss.temperature={self.temperature} must be above 0; 0.05 is usual for cosine scores")
 
     @property
-    def of_documents(self) -> str:
+    def document_term(self) -> str:
         """The first term that needs document vectors, with its weight; empty where none does."""
         return next((f"loss.{name}={w}" for name in ("contrastive", "ranking") if (w := getattr(self, name))), "")
 

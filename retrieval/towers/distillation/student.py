@@ -1,7 +1,6 @@
 """Where a student starts: from some of the teacher's own layers, or from another encoder with a head to the space.
 
-Layers that lie evenly over the teacher's are nearer to it than its first ones, before and after training.
-Reference: Sanh et al. 2019, DistilBERT, section 3, https://arxiv.org/abs/1910.01108
+Reference: Sanh et al. 2019, DistilBERT, section 3 (every second layer of the teacher), https://arxiv.org/abs/1910.01108
 """
 
 import dataclasses
@@ -58,8 +57,8 @@ class Student:
             )
         if not self.init_from and self.num_layers is None:
             raise UsageError(
-                "the student has nothing to start from; add `--student.num-layers N`, the teacher's first layers, or "
-                "`--init-from DIR`, another encoder"
+                "the student has nothing to start from; add `--student.num-layers N`, so many of the teacher's layers, "
+                "or `--init-from DIR`, another encoder"
             )
 
 
@@ -105,7 +104,8 @@ def _layers_of(student: Student, teacher: Encoder) -> Encoder:
     """The teacher with some of its layers."""
     deep = teacher.config.transformer
     num_layers, step = student.num_layers or 0, student.layer_step
-    layers = [max(i, i * deep.num_layers // num_layers) if step is None else i * step for i in range(num_layers)]
+    evenly = step is None and num_layers <= deep.num_layers
+    layers = [i * deep.num_layers // num_layers if evenly else i * (step or 1) for i in range(num_layers)]
     if layers[-1] >= deep.num_layers:
         most = -(-deep.num_layers // (step or 1))
         raise UsageError(

@@ -38,7 +38,7 @@ class Teacher:
         goes with the student.
       query_vectors: committed vectors of the queries by that tower, a row for each query's id; made there where there
         are none. Empty: beside the run.
-      vectors: frozen vectors of the documents, which dev queries and InfoNCE meet; empty for none.
+      vectors: frozen vectors of the documents, which dev queries and some terms of the loss meet; empty for none.
       index: a frozen index of them; dev queries search it where there are no `vectors`; empty for none.
       compute_dtype: dtype of the teacher's products, where its vectors are made.
     """

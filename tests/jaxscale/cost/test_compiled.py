@@ -11,17 +11,6 @@ from jaxscale.cost.compiled import CompiledStep, compile_step, lower_step, total
 from jaxscale.mesh import MeshSpec, make_mesh
 from jaxscale.sharding.collectives import Collective
 
-EMPTY = CompiledStep(
-    memory=None,
-    out_of_memory=None,
-    collectives=(),
-    loops_known=False,
-    xla_flops=None,
-    buffers=(),
-    compile_s=1.0,
-    versions={},
-)
-
 
 def collective(kind, axes, group_size, num_bytes, num_runs):
     return Collective(

@@ -1,5 +1,6 @@
 """Lines of plain and compressed files: what is read, what is refused and where, what is written."""
 
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxscale.data.lines import SUFFIXES, find_file, read_lines, replace_text, write_text
+from jaxscale.data.lines import SUFFIXES, find_file, read_lines, read_typed_lines, replace_text, write_text
 from jaxscale.errors import DataError
 
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -94,6 +95,20 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
             list(read_lines(tmp_path / name))
     with pytest.raises(DataError, match="Is a directory"):
         list(read_lines(tmp_path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    name: str
+
+
+def test_typed_lines_are_records_and_nothing_else(tmp_path: Path) -> None:
+    path = pack(tmp_path / "x.gz", b'{"name": "a"}\n\n{"name": "b"}\n')
+    assert list(read_typed_lines(path, Named)) == [(f"{path}:1", Named("a")), (f"{path}:3", Named("b"))]
+    for line, message in (("{", "not JSON"), ("[" * 100_000, "not JSON"), ('{"name": "a", "age": 1}', "age")):
+        path = pack(tmp_path / "x", f'{{"name": "a"}}\n{line}\n'.encode())
+        with pytest.raises(DataError, match=rf"x:2.*{message}"):
+            list(read_typed_lines(path, Named))
 
 
 def test_finds_the_one_file(tmp_path: Path) -> None:

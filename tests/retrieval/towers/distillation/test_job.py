@@ -46,7 +46,10 @@ def test_the_teachers_vectors_are_beside_the_run_unless_they_have_a_place(tmp_pa
             {"loss": {"ranking": 0.1}, "teacher": {"vectors": ""}},
             "loss.ranking=0.1 needs the documents' frozen vectors",
         ),
-        ({"loss": {"contrastive": 0.1}, "training": {"global_batch_size": 1}}, "has no negatives; use at least 2"),
+        (
+            {"loss": {"contrastive": 0.1}, "training": {"global_batch_size": 1}},
+            "meets 1 document, which teaches nothing",
+        ),
         ({"teacher": {"vectors": ""}, "operation": {"best_metric": "nDCG@10"}}, "must be one of cosine, or empty"),
         ({"data": {"num_dev_queries": 4}}, "best_metric='cosine' must be one of sample_cosine, sample_nDCG@10"),
         ({"training": {"global_batch_size": 16, "grad_accum": 16}}, "must be divisible by"),
