@@ -42,6 +42,9 @@ check: $(VENV)/.dev-$(PYTAG)
 bench: $(VENV)/.dev-$(PYTAG) .venv-peers/.done
 	$(BIN)/python benchmarks/store.py --out benchmarks/results/store.jsonl
 	$(BIN)/python benchmarks/encode.py --peers .venv-peers/bin/python --out benchmarks/results/encode.jsonl
+	$(BIN)/python benchmarks/data_pipeline.py --out benchmarks/results/data_pipeline.jsonl
+	$(BIN)/python benchmarks/train_step.py --peers .venv-peers/bin/python --out benchmarks/results/train_step.jsonl
+	$(BIN)/python benchmarks/train_tower.py --peers .venv-peers/bin/python --out benchmarks/results/train_tower.jsonl
 	$(BIN)/python -m benchmarks.parity --peers .venv-peers/bin/python --out benchmarks/results/parity.jsonl
 	$(BIN)/python -m benchmarks.sentence_parity --peers .venv-peers/bin/python \
 		--out benchmarks/results/sentence_parity.jsonl
