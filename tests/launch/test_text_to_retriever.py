@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from jaxscale.nn.model_folder import load_model
 from jaxscale.observe.metrics import read_metrics
 from launch.cli import main
 from retrieval.evaluate import evaluate
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.trec import read_run
 from retrieval.towers.loading import load_towers
+from retrieval.towers.start import Towers, start_towers
 from tests.jaxscale.data.corpora import write_lines
 from tests.retrieval.towers.small_pairs import write_pairs
 
@@ -43,6 +47,9 @@ def home(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_language_model_of_ones_own_becomes_a_retriever(home):
+    started = start_towers(Towers(init_from="lm", pooling="last", append_end=True), (16, 32), (), seed=0)
+    begun, learned = started.params["shared"]["transformer"]["layers"], load_model("lm/model").params["layers"]
+    jax.tree.map(np.testing.assert_array_equal, begun, learned)
     train = (
         "train two_tower_decoder_tiny --data.folder pairs --init-from lm --towers.append-end "
         f"--operation.log-every-steps 1 --training.optimizer.schedule.decay-steps 160 {NO_CACHE}"
