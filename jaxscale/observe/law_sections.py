@@ -33,18 +33,25 @@ class LawCurves:
     y_label: str
     text: str = ""
 
-    def body(self) -> Html:
-        """The chart and its caption."""
-        words = " ".join(
+    @property
+    def words(self) -> str:
+        """The chart in words."""
+        return " ".join(
             f"{curve.name}: {curve.losses[0]:.4g} at {self.x_label} = {curve.sizes[0]:,.0f}, {curve.losses[-1]:.4g} at "
             f"{curve.sizes[-1]:,.0f}."
             for curve in self.curves
         )
-        chart = charts.law_chart(
+
+    def chart(self) -> Html:
+        """The chart alone."""
+        return charts.law_chart(
             [(curve.name, curve.sizes, curve.losses, curve.law) for curve in self.curves],
             x_label=self.x_label,
             y_label=self.y_label,
-            description=words,
+            description=self.words,
         )
+
+    def body(self) -> Html:
+        """The chart and its caption."""
         text = [element("p", self.text)] if self.text else []
-        return join([*text, element("figure", chart, element("figcaption", words))])
+        return join([*text, element("figure", self.chart(), element("figcaption", self.words))])

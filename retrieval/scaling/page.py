@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxscale.observe import report, sections
+from jaxscale.observe.charts import picture
 from jaxscale.observe.law_sections import LawCurve, LawCurves
 from jaxscale.scaling import Law
 from retrieval.scaling.laws import SIZE_FIELDS, Laws, Point, held_out_line, law_lines
@@ -37,8 +38,7 @@ def study_report(points: Sequence[Point], laws: Laws) -> report.Report:
         ),
         facts=tuple(facts),
         sections=(
-            _curves("More parameters", points, laws.joint, "N"),
-            _curves("More pairs", points, laws.joint, "D"),
+            *_both_curves(points, laws),
             sections.Note(
                 title="The laws",
                 paragraphs=tuple(
@@ -51,6 +51,15 @@ def study_report(points: Sequence[Point], laws: Laws) -> report.Report:
             sections.Note(title="The largest run, foretold by the others", paragraphs=(held_out_line(laws),)),
         ),
     )
+
+
+def drawings(points: Sequence[Point], laws: Laws) -> dict[str, str]:
+    """The page's charts as SVG files, by the size they go along: `N` and `D`."""
+    return {curves.x_label: picture(curves.chart()) for curves in _both_curves(points, laws)}
+
+
+def _both_curves(points: Sequence[Point], laws: Laws) -> tuple[LawCurves, LawCurves]:
+    return _curves("More parameters", points, laws.joint, "N"), _curves("More pairs", points, laws.joint, "D")
 
 
 def _curves(title: str, points: Sequence[Point], joint: Law | None, along: str) -> LawCurves:

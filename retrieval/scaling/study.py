@@ -24,7 +24,7 @@ from retrieval.scaling.contrastive_entropy import EntropySet, make_entropy_set
 from retrieval.scaling.family import FamilyRun, Size, TowerFamily
 from retrieval.scaling.inputs import claim_study, make_starts
 from retrieval.scaling.laws import Laws, Point, fit_laws, points_to_lines
-from retrieval.scaling.page import study_report
+from retrieval.scaling.page import drawings, study_report
 from retrieval.towers.loading import load_towers
 from retrieval.towers.pairs import read_source
 
@@ -174,6 +174,8 @@ def _write_results(study: _Study, points: Sequence[Point], laws: Laws) -> None:
         (draft.path / "points.jsonl").write_text(points_to_lines(points), encoding="utf-8")
         (draft.path / "laws.json").write_text(typed_json.pretty(laws), encoding="utf-8")
         write_report(draft.path / "report.html", study_report(points, laws))
+        for size, drawn in drawings(points, laws).items():
+            (draft.path / f"{size}.svg").write_text(drawn, encoding="utf-8")
         draft.counts["points"] = len(points)
         draft.parents["data"] = commit.open_committed(study.pairs.path).manifest.identity
         draft.config = study.identity

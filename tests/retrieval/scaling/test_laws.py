@@ -1,13 +1,14 @@
 """Laws of points that follow one, and of points that can't tell one; their table and their page."""
 
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 
 from jaxscale import typed_json
 from jaxscale.observe.report import render as render_page
 from retrieval.scaling.laws import Laws, Point, fit_laws, render
-from retrieval.scaling.page import study_report
+from retrieval.scaling.page import drawings, study_report
 
 SIZES = {"l1-w32": 12_000, "l1-w64": 50_000, "l2-w64": 100_000, "l2-w128": 400_000, "l4-w192": 1_800_000}
 PAIRS = (2048, 4096, 8192, 16384)
@@ -75,5 +76,11 @@ def test_the_table_and_the_page_say_what_was_found():
     for label in ("D = 2,048", "N = 1,800,000", "16.4k", "error on the run held out"):
         assert label in page
     assert page == render_page(study_report(points, laws))
+    drawn = drawings(points, laws)
+    assert {size: ET.fromstring(picture).tag.rpartition("}")[2] for size, picture in drawn.items()} == {
+        "N": "svg",
+        "D": "svg",
+    }
+    assert drawn == drawings(points, laws)
     for part in (points[:1], points[:4]):
         assert "not fitted" in render_page(study_report(part, fit_laws(part)))
