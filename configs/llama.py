@@ -14,6 +14,8 @@ def llama_10m() -> LanguageModelJob:
     Training: jaxscale train llama_10m --out runs/lm --data.datasets tokens
     Source: the layout of Touvron et al. 2023, https://arxiv.org/abs/2302.13971; sizes, rate and batch are ours,
       for half an hour on 2 cores.
+    Time, expected: 450 steps (with decay_steps=450, warmup_steps=60) on 99 MB of novels, proposals and documentation,
+      with a tokenizer of their own: 23 minutes; held-out text takes 1.86 bits per byte, 3.68 before.
     Count: V D + L (2 D (H + K) C + 3 D F + 2 D) + D.
     """
     return LanguageModelJob(
