@@ -194,7 +194,10 @@ def two_tower_llama_10m() -> DualTowerJob:
 
     Command: jaxscale train two_tower_llama_10m --data.folder BEIR --init-from LM --out RUN
       --mesh data=2,fsdp=2,tensor=2 --devices 8
-    Hardware, time, expected: not measured yet.
+    Hardware: 8 emulated devices on 2 CPU cores with bfloat16 dot products.
+    Time: 9 minutes; 3.9 s a step.
+    Expected: on wikinews-qa sample_nDCG@10 rises from .007 to .068, from a language model of 450 steps. That shows the
+      path; so few steps and pairs make no useful retriever (on cranfield, not seen in training, nDCG@10 is .006).
     """
     return DualTowerJob(
         towers=Towers(pooling="last", append_end=True),
