@@ -40,7 +40,7 @@ DEFAULT_NUM_RESAMPLES = 400
 _MIN_DISTINCT = 3
 # Sizes that move together tell their terms apart by the curvature of the sum alone, which noise hides.
 _MAX_CORRELATION = 0.999
-# A term that makes up less of every loss is not there.
+# Of the largest loss: a term that falls by less from the smallest to the largest size is not there.
 _SMALLEST_SHARE = 1e-6
 # A point that alone decides a parameter has no residual of its own: it is not blown up further than by this leverage.
 _MAX_LEVERAGE = 0.9
@@ -350,8 +350,8 @@ def _check_it_falls(
 ) -> None:
     num_sizes = len(names)
     terms = estimate[0, 1 : 1 + num_sizes] / points ** estimate[0, 1 + num_sizes :]
-    for name, shares in zip(names, (terms / fitted[:, None]).T, strict=True):
-        if shares.max() < _SMALLEST_SHARE or np.ptp(shares) < _SMALLEST_SHARE:
+    for name, falls in zip(names, np.ptp(terms, axis=0), strict=True):
+        if falls < _SMALLEST_SHARE * fitted.max():
             raise DataError(f"the loss does not fall as {name} grows, so that there is no law of {name} to fit")
 
 

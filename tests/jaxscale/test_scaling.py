@@ -127,6 +127,13 @@ def test_a_law_is_plain_data():
     assert dataclasses.is_dataclass(law)
 
 
+def test_a_law_without_an_irreducible_loss_is_found_too():
+    """Its one term makes up the same share of every loss, namely all of it."""
+    law = fit_law({"N": RUNS}, [20 / n**0.3 for n in RUNS]).law
+    assert law.terms[0].exponent.value == pytest.approx(0.3, rel=1e-4)
+    assert law.irreducible.value < 1e-3 * 20 / RUNS[-1] ** 0.3
+
+
 RUNS = [1e4, 1e5, 1e6, 1e7, 1e8]
 LOSSES = [0.5 + 20 / n**0.3 for n in RUNS]
 HOPELESS = {
