@@ -8,10 +8,15 @@ from typing import Literal
 from jaxscale.errors import UsageError
 from jaxscale.nn.attention_blockwise import BLOCK
 
-Kernel = Literal["plain", "blockwise", "splash", "cudnn"]
-AttentionSetting = Literal["auto", "plain", "blockwise", "splash", "cudnn"]
+Kernel = Literal["plain", "blockwise", "recomputed", "splash", "cudnn"]
+AttentionSetting = Literal["auto", "plain", "blockwise", "recomputed", "splash", "cudnn"]
 
-_OF_PLATFORM: dict[str, Kernel] = {"cpu": "blockwise", "tpu": "splash", "cuda": "cudnn"}
+# The first that can compute a case is taken.
+_OF_PLATFORM: dict[str, tuple[Kernel, ...]] = {
+    "cpu": ("blockwise", "recomputed"),
+    "tpu": ("splash",),
+    "cuda": ("cudnn",),
+}
 
 # Splash attention reads positions in blocks of a TPU's 128 lanes. The widths are those compiled for TPUs in the tests.
 SPLASH_BLOCK, _SPLASH_WIDTHS = 128, (64, 128, 256)
@@ -82,13 +87,17 @@ _ANYWHERE: tuple[_Need, ...] = (
 )
 _NEEDS: dict[Kernel, tuple[_Need, ...]] = {
     "blockwise": (
-        lambda case: None if case.causal else "every position reads to its right too, so that there is nothing to save",
+        lambda case: None if case.causal else "every position reads to its right too, so that there is nothing to leave out",
         *_ANYWHERE,
         lambda case: (
             None
             if case.lengths[0] == case.lengths[1] and case.lengths[0] % BLOCK == 0 and case.lengths[0] > BLOCK
             else f"{_lengths(case)} not several blocks of {BLOCK}"
         ),
+    ),
+    "recomputed": (
+        lambda case: "no query reads to its right: that is for blocks of queries" if case.causal else None,
+        *_ANYWHERE,
     ),
     "splash": (
         lambda case: None if case.platform == "tpu" else f"it runs on TPUs, not on {case.platform}",
@@ -131,15 +140,18 @@ def choose(setting: AttentionSetting, case: Case) -> Choice:
     """
     if setting == "plain":
         return Choice(kernel="plain", reason="attention=plain")
-    kernel = _OF_PLATFORM.get(case.platform) if setting == "auto" else setting
-    if kernel is None:
-        return Choice(kernel="plain", reason=f"there is no kernel for {case.platform}")
-    against = reason_against(kernel, case)
-    if against is None:
-        return Choice(kernel=kernel, reason=f"the kernel of {case.platform}" if setting == "auto" else f"{setting=!s}")
-    if setting == "auto":
-        return Choice(kernel="plain", reason=f"not {kernel}: {against}")
-    raise UsageError(f"attention={setting} can't compute this job's attention: {against}; use auto or plain")
+    if setting != "auto":
+        against = reason_against(setting, case)
+        if against is None:
+            return Choice(kernel=setting, reason=f"{setting=!s}")
+        raise UsageError(f"attention={setting} can't compute this job's attention: {against}; use auto or plain")
+    reasons = []
+    for kernel in _OF_PLATFORM.get(case.platform, ()):
+        against = reason_against(kernel, case)
+        if against is None:
+            return Choice(kernel=kernel, reason=f"a kernel of {case.platform}")
+        reasons.append(f"not {kernel}: {against}")
+    return Choice(kernel="plain", reason="; ".join(reasons) or f"there is no kernel for {case.platform}")
 
 
 def has_kernel(setting: AttentionSetting, platform: str) -> bool:
@@ -150,8 +162,8 @@ def has_kernel(setting: AttentionSetting, platform: str) -> bool:
 def summary(choices: Iterable[Choice]) -> tuple[str, ...]:
     """Choices for people, equal ones counted.
 
-    >>> summary([Choice(kernel="splash", reason="the kernel of tpu")] * 2)
-    ('splash x 2 (the kernel of tpu)',)
+    >>> summary([Choice(kernel="splash", reason="a kernel of tpu")] * 2)
+    ('splash x 2 (a kernel of tpu)',)
     """
     counted = collections.Counter(choices)
     return tuple(f"{choice.kernel} x {number} ({choice.reason})" for choice, number in counted.items())

@@ -34,6 +34,7 @@ from jaxscale.nn.attention_choice import (
     has_kernel,
     summary,
 )
+from jaxscale.nn.attention_recomputed import attend_recomputing
 from jaxscale.sharding import jaxprs, rewrite
 from jaxscale.sharding.jaxprs import Address
 from jaxscale.sharding.plan import ShardingPlan
@@ -229,6 +230,8 @@ class Island:
     ) -> Float32[Array, "b S h C"]:
         if self.kernel == "blockwise":
             return attend_by_blocks(query, key, value, *groups, scaled=self.call.scaled)
+        if self.kernel == "recomputed":
+            return attend_recomputing(query, key, value, *groups, scaled=self.call.scaled)
         if self.call.scaled:
             query = query / jnp.asarray(math.sqrt(query.shape[-1]), query.dtype)
         if self.kernel == "cudnn":

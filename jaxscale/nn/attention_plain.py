@@ -11,7 +11,7 @@ from jaxscale.nn.dropout import dropout
 from jaxscale.nn.linear import contract
 
 # Far below any score, and finite, so that a row with nothing to attend to gives numbers and not NaN.
-_MASKED = -1e30
+MASKED = -1e30
 
 
 def attend(
@@ -49,7 +49,7 @@ def attend(
     if bias is not None:
         scores = scores + bias.reshape(-1, k, h // k, *bias.shape[2:]).transpose(0, 1, 3, 2, 4)
     if allowed is not None:
-        scores = jnp.where(allowed[:, None, :, None, :], scores, jnp.float32(_MASKED))
+        scores = jnp.where(allowed[:, None, :, None, :], scores, jnp.float32(MASKED))
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(compute_dtype)
     # [B K S G C]
     mixed = contract(weights, value, contracted=((4,), (1,)), batch=((0, 1), (0, 2)), compute_dtype=compute_dtype)

@@ -28,8 +28,8 @@ class TrainingIdentity:
       num_steps: the length of the run; the only field of an identity that may change on resume, and only upwards.
       global_batch_size: examples per step, over all devices.
       attention: what computes it: `auto` for the platform's kernel where that can, and the plain attention elsewhere;
-        `plain`; or a kernel, `blockwise` (any platform, `auto`'s on CPU), `splash` (TPU) or `cudnn` (NVIDIA), refused
-        where it can't. It changes rounding.
+        `plain`; or a kernel, `blockwise` or `recomputed` (any platform, `auto`'s on CPU), `splash` (TPU) or `cudnn`
+        (NVIDIA), refused where it can't. It changes rounding.
       batch_ramp: where batches grow: pairs of a batch's number and the size of the batches from there on, the first of
         batch 0, the last size global_batch_size. Empty: all are of that size.
       grad_accum: microbatches per step; their mean gradient is the step's gradient.

@@ -16,6 +16,8 @@ from jaxscale.nn import functional
 from jaxscale.nn.attention_call import AttentionCall, Readable, call_attention
 from jaxscale.nn.attention_choice import choose
 from jaxscale.nn.attention_kernels import Island, Places, described, find_calls, platform_of, replacements, replacing
+from jaxscale.nn.attention_plain import attend
+from jaxscale.nn.attention_recomputed import attend_recomputing
 from jaxscale.nn.families import bert_config, decoder_config
 from jaxscale.sharding import per_slice, rewrite
 from jaxscale.sharding.apply import apply_plan
@@ -117,6 +119,47 @@ def test_blockwise_attention_equals_the_plain_one(packed, spec, axes):
     operands = heads(4, 4, 2)
     got = with_gradients(lambda *heads: kernel(*heads, *given), operands)
     assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("packed", "spec", "axes"),
+    [(False, ONE, ()), (True, ONE, ()), pytest.param(True, EIGHT, SPLIT, id="8 devices")],
+)
+def test_recomputed_attention_equals_the_plain_one(packed, spec, axes):
+    numbers = groups(4)
+    allowed = jnp.broadcast_to(numbers[:, None, :] == numbers[:, :, None] if packed else True, (4, LENGTH, LENGTH))
+    given = (numbers, numbers) if packed else ()
+    names = ("query_groups", "key_groups")[: len(given)]
+    kernel = island(spec, axes, axes, operands=names, causal=False, kernel="recomputed")
+    operands = heads(4, 4, 2)
+    got = with_gradients(lambda *heads: kernel(*heads, *given), operands)
+    assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 1e-5)
+
+
+def test_recomputed_attention_reads_other_positions_and_takes_queries_that_may_read_none():
+    """As the plain one: such a query has the mean of all values, and its scores have no gradient."""
+    query, key, value = (each[:1, :length] for each, length in zip(heads(1, 4, 2), (30, 77, 77), strict=True))
+    query_groups, key_groups = jnp.arange(30)[None] % 4, jnp.arange(77)[None] % 3
+    allowed = query_groups[:, :, None] == key_groups[:, None, :]
+    assert not allowed.any(-1).all()
+
+    def reference(*heads):
+        return attend(*heads, allowed, compute_dtype=jnp.float32)
+
+    def ours(*heads):
+        return attend_recomputing(*heads, query_groups, key_groups, scaled=True)
+
+    assert_near(with_gradients(ours, (query, key, value)), with_gradients(reference, (query, key, value)), 1e-5)
+
+
+def test_recomputed_attention_keeps_no_array_of_queries_and_keys():
+    def kept(attention, *operands):
+        pullback = jax.eval_shape(lambda *heads: jax.vjp(attention, *heads)[1], *operands)
+        return [leaf.shape for leaf in jax.tree.leaves(pullback) if LENGTH * LENGTH <= leaf.size // 2]
+
+    operands = heads(1, 2, 2)
+    assert kept(lambda *heads: attend(*heads, None, compute_dtype=jnp.float32), *operands)
+    assert not kept(lambda *heads: attend_recomputing(*heads, scaled=True), *operands)
 
 
 def test_blockwise_attention_makes_no_score_to_the_right_of_a_block():
@@ -276,7 +319,7 @@ def test_on_cpu_attention_goes_by_blocks_and_the_kernel_of_another_platform_is_r
     assert replacing(plan, mesh, "plain") is None
     (island,) = replacements(rewrite.trace(loss, params, batch).jaxpr, plan, mesh, "auto").values()
     assert island.kernel == "blockwise"
-    assert described(loss, plan, mesh, "auto", params, batch) == ("blockwise x 1 (the kernel of cpu)",)
+    assert described(loss, plan, mesh, "auto", params, batch) == ("blockwise x 1 (a kernel of cpu)",)
     for setting, platform in (("splash", "TPUs"), ("cudnn", "NVIDIA GPUs")):
         with pytest.raises(UsageError, match=f"attention={setting} can't .* runs on {platform}, not on cpu"):
             apply_plan(plan, loss, mesh, params, batch, replacing=replacing(plan, mesh, setting))
