@@ -87,7 +87,7 @@ _ANYWHERE: tuple[_Need, ...] = (
 )
 _NEEDS: dict[Kernel, tuple[_Need, ...]] = {
     "blockwise": (
-        lambda case: None if case.causal else "every position reads to its right too, so that there is nothing to leave out",
+        lambda case: None if case.causal else "every position reads to its right too: there is nothing to leave out",
         *_ANYWHERE,
         lambda case: (
             None

@@ -211,16 +211,20 @@ class Island:
         """Takes what the call takes, and returns what it returns."""
         given = dict(zip(self.call.operands, rest, strict=True))
         groups = tuple(given[name] for name in ("query_groups", "key_groups") if name in given)
-        heads, keys = self.places.query.spec, self.places.key.spec
+        mesh, heads, keys = self.places.query.mesh, self.places.query.spec, self.places.key.spec
         rows = P(*heads[:1])
-        island = jax.shard_map(
-            self._of_device,
-            mesh=self.places.query.mesh,
-            in_specs=(heads, keys, keys, *(rows for _ in groups)),
-            out_specs=heads,
-            # What a kernel makes is not typed by the axes that it varies over.
-            check_vma=False,
-        )
+        # One device has it all. In an island its gradients would be summed over one device each, and XLA runs such sums
+        # on CPU in one order: of two towers, one would wait for the other.
+        island = self._of_device
+        if mesh.size > 1:
+            island = jax.shard_map(
+                self._of_device,
+                mesh=mesh,
+                in_specs=(heads, keys, keys, *(rows for _ in groups)),
+                out_specs=heads,
+                # What a kernel makes is not typed by the axes that it varies over.
+                check_vma=False,
+            )
         # Jitted, so that the arrays that a kernel closes over belong to the equation.
         made: Float32[Array, "B S H C"] = jax.jit(island)(query, key, value, *groups)
         return made

@@ -10,6 +10,7 @@ Reference: Dao et al. 2022 (FlashAttention), section 3.1 and appendix B.2, https
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,16 @@ def attend_recomputing(
     return _attend(query.reshape(b, s, k, h // k, c), key, value, allowed).reshape(b, s, h, c)
 
 
-_Kept = tuple[jax.Array | None, ...]
+class _Kept(NamedTuple):
+    """What the backward pass reads: the operands, the result, and of each row its largest score and the sum."""
+
+    query: Float[Array, "B S K G C"]
+    key: Float[Array, "B T K C"]
+    value: Float[Array, "B T K C"]
+    allowed: Bool[Array, "B S T"] | None
+    largest: Float32[Array, "B K S G"]
+    total: Float32[Array, "B K S G"]
+    mixed: Float32[Array, "B S K G C"]
 
 
 @jax.custom_vjp
@@ -82,7 +92,7 @@ def _forward(
     # [B K S G C]
     mixed = product(exponentials, value, contracted=((4,), (1,)), batch=_OF_WEIGHTS) / total[..., None]
     mixed = mixed.transpose(0, 2, 1, 3, 4)
-    return mixed, (query, key, value, allowed, largest, total, mixed)
+    return mixed, _Kept(query, key, value, allowed, largest, total, mixed)
 
 
 def _backward(

@@ -14,12 +14,12 @@ from jaxscale.nn.keys import named_key
 from jaxscale.nn.linear import Linear
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def exact_gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """The exact GELU: x P(X <= x) for a standard normal X.
 
-    Its derivative is written out, P(X <= x) + x p(x): with the one that jax derives from `erfc`, forward and backward
-    of an MLP take 2.5 times as long on CPU.
+    Its derivative is written out, P(X <= x) + x p(x), and made of x in the backward pass: with the one that jax derives
+    from `erfc`, forward and backward of an MLP take 2.5 times as long on CPU.
 
     Reference: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415
 
@@ -30,12 +30,18 @@ def exact_gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return 0.5 * x * (1.0 + jax.lax.erf(x / math.sqrt(2)))
 
 
-def _gelu_slope(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+def _gelu_forward(x: Float32[Array, "..."]) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    return exact_gelu(x), x
+
+
+def _gelu_backward(x: Float32[Array, "..."], cotangent: Float32[Array, "..."]) -> tuple[Float32[Array, "..."]]:
     density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density
+    # Of -x, so that XLA does not merge it with the forward pass's, and keep an array as large as x between the two.
+    below = 0.5 * (1.0 - jax.lax.erf(x / -math.sqrt(2)))
+    return (cotangent * (below + x * density),)
 
 
-exact_gelu.defjvps(lambda tangent, _, x: tangent * _gelu_slope(x))
+exact_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 ACTIVATIONS: dict[str, Callable[[Float32[Array, "..."]], Float32[Array, "..."]]] = {
     "gelu": exact_gelu,

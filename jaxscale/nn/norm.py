@@ -1,5 +1,6 @@
 """Normalisation over the model dim, in float32: LayerNorm and RMSNorm."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -21,11 +22,37 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B D"]:
         """Returns the normalised x in float32."""
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon) * _as_row(self.scale[...], x.ndim)
+        y = _standardised(x.astype(jnp.float32), self.epsilon) * _as_row(self.scale[...], x.ndim)
         return y if self.bias is None else y + _as_row(self.bias[...], x.ndim)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _standardised(x: Float32[Array, "*B D"], epsilon: float) -> Float32[Array, "*B D"]:
+    """(x - mean) / sqrt(variance + epsilon), whose backward pass reads the result: as derived it keeps x - mean too."""
+    return _standardised_forward(x, epsilon)[0]
+
+
+def _standardised_forward(
+    x: Float32[Array, "*B D"], epsilon: float
+) -> tuple[Float32[Array, "*B D"], tuple[Float32[Array, "*B D"], Float32[Array, "*B 1"]]]:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    standardised = centred * factor
+    return standardised, (standardised, factor)
+
+
+def _standardised_backward(
+    epsilon: float,
+    kept: tuple[Float32[Array, "*B D"], Float32[Array, "*B 1"]],
+    cotangent: Float32[Array, "*B D"],
+) -> tuple[Float32[Array, "*B D"]]:
+    standardised, factor = kept
+    # What is along the mean, and along the standardised x itself, changes neither.
+    along = standardised * (cotangent * standardised).mean(axis=-1, keepdims=True)
+    return (factor * (cotangent - cotangent.mean(axis=-1, keepdims=True) - along),)
+
+
+_standardised.defvjp(_standardised_forward, _standardised_backward)
 
 
 class RMSNorm(nnx.Module):

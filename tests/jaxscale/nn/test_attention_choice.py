@@ -94,7 +94,7 @@ def test_what_one_kernel_can_do_besides(kernel, changes):
 def test_on_cpu_what_has_nothing_to_leave_out_is_computed_again_in_the_backward_pass():
     case = case_for("blockwise", causal=False)
     assert choose("auto", case).kernel == "recomputed"
-    with pytest.raises(UsageError, match="attention=blockwise can't .*every position reads to its right"):
+    with pytest.raises(UsageError, match=r"attention=blockwise can't .*every position reads to its right"):
         choose("blockwise", case)
     neither = choose("auto", dataclasses.replace(case, has_bias=True))
     assert neither.kernel == "plain"
