@@ -19,10 +19,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from jaxscale.nn.attention_plain import MASKED
 from jaxscale.nn.linear import contract
 
-# Positions of dims. Queries are [B S K G C], head (k, g) reading key-value head k; keys and values are [B T K C].
-_OF_HEADS = ((0, 2), (0, 2))
-# Where the left operand is weights, [B K ...].
-_OF_WEIGHTS = ((0, 1), (0, 2))
+# Batch dims of the products: examples and key-value heads.
+_HEADS = ((0, 1), (0, 1))
 
 
 def attend_recomputing(
@@ -36,6 +34,8 @@ def attend_recomputing(
 ) -> Float32[Array, "B S H C"]:
     """softmax(query key^T / sqrt(C)) value, where query s reads the keys of its own group.
 
+    A query whose group has no key gets the mean of all values, as from the plain attention, and has no gradient.
+
     Args:
       query: in the compute dtype, as the others are; H is a multiple of K, and query head h reads key-value head
         h // (H / K).
@@ -47,81 +47,70 @@ def attend_recomputing(
     """
     (b, s, h, c), k = query.shape, key.shape[2]
     query = query / jnp.asarray(math.sqrt(c), query.dtype) if scaled else query
+    # The queries of one key-value head are rows: position after position, in each the heads of its group.
+    rows = query.reshape(b, s, k, h // k, c).transpose(0, 2, 1, 3, 4).reshape(b, k, s * (h // k), c)
     allowed = None
     if query_groups is not None and key_groups is not None:
-        allowed = query_groups[:, :, None] == key_groups[:, None, :]
-    return _attend(query.reshape(b, s, k, h // k, c), key, value, allowed).reshape(b, s, h, c)
+        allowed = jnp.repeat(query_groups, h // k, axis=1)[:, None, :, None] == key_groups[:, None, None, :]
+    mixed = _attend(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), allowed)
+    return mixed.reshape(b, k, s, h // k, c).transpose(0, 2, 1, 3, 4).reshape(b, s, h, c)
 
 
 class _Kept(NamedTuple):
-    """What the backward pass reads: the operands, the result, and of each row its largest score and the sum."""
+    """What the backward pass reads: the operands, the result, and of each row the logarithm of its exponentials' sum."""
 
-    query: Float[Array, "B S K G C"]
-    key: Float[Array, "B T K C"]
-    value: Float[Array, "B T K C"]
-    allowed: Bool[Array, "B S T"] | None
-    largest: Float32[Array, "B K S G"]
-    total: Float32[Array, "B K S G"]
-    mixed: Float32[Array, "B S K G C"]
+    query: Float[Array, "B K R C"]
+    key: Float[Array, "B K T C"]
+    value: Float[Array, "B K T C"]
+    allowed: Bool[Array, "B 1 R T"] | None
+    log_sum: Float32[Array, "B K R"]
+    mixed: Float32[Array, "B K R C"]
 
 
 @jax.custom_vjp
 def _attend(
-    query: Float[Array, "B S K G C"],
-    key: Float[Array, "B T K C"],
-    value: Float[Array, "B T K C"],
-    allowed: Bool[Array, "B S T"] | None,
-) -> Float32[Array, "B S K G C"]:
+    query: Float[Array, "B K R C"],
+    key: Float[Array, "B K T C"],
+    value: Float[Array, "B K T C"],
+    allowed: Bool[Array, "B 1 R T"] | None,
+) -> Float32[Array, "B K R C"]:
     return _forward(query, key, value, allowed)[0]
 
 
 def _forward(
-    query: Float[Array, "B S K G C"],
-    key: Float[Array, "B T K C"],
-    value: Float[Array, "B T K C"],
-    allowed: Bool[Array, "B S T"] | None,
-) -> tuple[Float32[Array, "B S K G C"], _Kept]:
-    product = functools.partial(contract, compute_dtype=query.dtype)
-    # [B K S G T]
-    scores = product(query, key, contracted=((4,), (3,)), batch=_OF_HEADS)
+    query: Float[Array, "B K R C"],
+    key: Float[Array, "B K T C"],
+    value: Float[Array, "B K T C"],
+    allowed: Bool[Array, "B 1 R T"] | None,
+) -> tuple[Float32[Array, "B K R C"], _Kept]:
+    product = functools.partial(contract, batch=_HEADS, compute_dtype=query.dtype)
+    # [B K R T]
+    scores = product(query, key, contracted=((3,), (3,)))
     if allowed is not None:
-        scores = jnp.where(allowed[:, None, :, None, :], scores, MASKED)
-    largest = scores.max(axis=-1)
-    exponentials = jnp.exp(scores - largest[..., None])
-    total = exponentials.sum(axis=-1)
-    # [B K S G C]
-    mixed = product(exponentials, value, contracted=((4,), (1,)), batch=_OF_WEIGHTS) / total[..., None]
-    mixed = mixed.transpose(0, 2, 1, 3, 4)
-    return mixed, _Kept(query, key, value, allowed, largest, total, mixed)
+        scores = jnp.where(allowed, scores, MASKED)
+    largest = scores.max(axis=-1, keepdims=True)
+    exponentials = jnp.exp(scores - largest)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    mixed = product(exponentials, value, contracted=((3,), (2,))) / total
+    return mixed, _Kept(query, key, value, allowed, (largest + jnp.log(total))[..., 0], mixed)
 
 
 def _backward(
-    kept: _Kept, cotangent: Float32[Array, "B S K G C"]
-) -> tuple[Float[Array, "B S K G C"], Float[Array, "B T K C"], Float[Array, "B T K C"], None]:
-    query, key, value, allowed, largest, total, mixed = kept
-    product = functools.partial(contract, compute_dtype=query.dtype)
-    readable = None if allowed is None else allowed.transpose(0, 2, 1)[:, None, :, :, None]
-    # [B K T S G], as all that follow
-    scores = product(key, query, contracted=((3,), (4,)), batch=_OF_HEADS)
-    if readable is not None:
-        scores = jnp.where(readable, scores, MASKED)
-    weights = jnp.exp(scores - largest[:, :, None]) * (1 / total)[:, :, None]
+    kept: _Kept, cotangent: Float32[Array, "B K R C"]
+) -> tuple[Float[Array, "B K R C"], Float[Array, "B K T C"], Float[Array, "B K T C"], None]:
+    query, key, value, allowed, log_sum, mixed = kept
+    product = functools.partial(contract, batch=_HEADS, compute_dtype=query.dtype)
+    # [B K T R], as all that follow
+    weights = jnp.exp(product(key, query, contracted=((3,), (3,))) - log_sum[:, :, None])
+    if allowed is not None:
+        weights = jnp.where(allowed.swapaxes(2, 3), weights, 0.0)
     # A weight's slope is how much better its value fits the cotangent than the mixture of all does.
-    of_mixture = (cotangent * mixed).sum(axis=-1).transpose(0, 2, 1, 3)
-    fits = product(value, cotangent, contracted=((3,), (4,)), batch=_OF_HEADS)
-    slopes = weights * (fits - of_mixture[:, :, None])
-    if readable is not None:
-        slopes = jnp.where(readable, slopes, 0.0)
-    # [B K T C], [B K T C], [B K S G C]
-    of_value = product(weights, cotangent, contracted=((3, 4), (1, 3)), batch=_OF_WEIGHTS)
-    of_key = product(slopes, query, contracted=((3, 4), (1, 3)), batch=_OF_WEIGHTS)
-    of_query = product(slopes, key, contracted=((2,), (1,)), batch=_OF_WEIGHTS)
-    return (
-        of_query.transpose(0, 2, 1, 3, 4).astype(query.dtype),
-        of_key.transpose(0, 2, 1, 3).astype(key.dtype),
-        of_value.transpose(0, 2, 1, 3).astype(value.dtype),
-        None,
-    )
+    fits = product(value, cotangent, contracted=((3,), (3,)))
+    slopes = weights * (fits - (cotangent * mixed).sum(axis=-1)[:, :, None])
+    of_query = product(slopes, key, contracted=((2,), (2,)))
+    of_key = product(slopes, query, contracted=((3,), (2,)))
+    of_value = product(weights, cotangent, contracted=((3,), (2,)))
+    return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype), None
 
 
 _attend.defvjp(_forward, _backward)
