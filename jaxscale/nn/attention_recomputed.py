@@ -57,7 +57,7 @@ def attend_recomputing(
 
 
 class _Kept(NamedTuple):
-    """What the backward pass reads: the operands, the result, and of each row the logarithm of its exponentials' sum."""
+    """What the backward pass reads: the operands, the result, and the logarithm of each row's sum of exponentials."""
 
     query: Float[Array, "B K R C"]
     key: Float[Array, "B K T C"]
