@@ -1,9 +1,10 @@
 """Attention that keeps no weights between the passes: the backward pass makes them again, and makes them turned.
 
 The plain attention keeps its masked scores and its weights, [B H S T] of each, and contracts them over queries in the
-backward pass, along which they do not lie. Here a row's largest score and its sum of exponentials are kept, as by fused
-kernels, and the backward pass makes the weights with keys before queries, as two of its four products read them. It is
-written in jax's own operations, so that it runs on any platform; where there is a fused kernel, that is better.
+backward pass, along which they do not lie. Here the logarithm of a row's sum of exponentials is kept, as by fused
+kernels, and the backward pass makes the weights with keys before queries, as two of its three products with them read
+them. It is written in jax's own operations, so that it runs on any platform; where there is a fused kernel, that is
+better.
 
 Reference: Dao et al. 2022 (FlashAttention), section 3.1 and appendix B.2, https://arxiv.org/abs/2205.14135
 """
