@@ -2,12 +2,11 @@
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxscale.data.lines import SUFFIXES, read_lines, read_text
+from jaxscale.data.lines import SUFFIXES, parse_json, read_lines, read_text
 from jaxscale.errors import DataError, UsageError
 
 _JSON_LINES = tuple(f"{name}{suffix}" for name in (".jsonl", ".json") for suffix in SUFFIXES)
@@ -88,13 +87,7 @@ def read_documents(path: Path, *, text_field: str = "text") -> Iterator[Document
 def _of_json_lines(path: Path, text_field: str) -> Iterator[Document]:
     for number, line in read_lines(path):
         where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            byte = len(line[: error.pos].encode())
-            raise DataError(f"{where}: not JSON: {error.msg} at byte {byte} of the line") from None
-        except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists without end
-            raise DataError(f"{where}: not JSON that can be read: {error}") from None
+        record = parse_json(line, where)
         if not isinstance(record, dict):
             raise DataError(f"{where}: got a {type(record).__name__}, expected an object with {text_field!r}")
         yield _document(record.get(text_field), text_field, where)

@@ -59,13 +59,31 @@ def read_typed_lines(path: Path, cls: type[T]) -> Iterator[tuple[str, T]]:
     Raises:
       DataError: as `read_lines`; a line is not JSON, or not such a record.
     """
-    for number, text in read_lines(path):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
-        yield where, typed_json.decode(cls, value, where)
+        yield where, typed_json.decode(cls, parse_json(line, where), where)
+
+
+def parse_json(line: str, where: str) -> Any:
+    """The JSON value of one line.
+
+    Args:
+      line: without its end.
+      where: file:line, for messages.
+
+    Raises:
+      DataError: it is not JSON.
+
+    >>> parse_json('{"a": [1, 2]}', "x.jsonl:1")
+    {'a': [1, 2]}
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        byte = len(line[: error.pos].encode())
+        raise DataError(f"{where}: not JSON: {error.msg} at byte {byte} of the line") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists without end
+        raise DataError(f"{where}: not JSON that can be read: {error}") from None
 
 
 def read_text(path: Path) -> str:

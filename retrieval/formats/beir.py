@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxscale.data.lines import SUFFIXES, find_file, read_lines, write_text
+from jaxscale.data.lines import SUFFIXES, find_file, parse_json, read_lines, write_text
 from jaxscale.errors import DataError
 from jaxscale.store import commit
 from jaxscale.store.checksums import Check
@@ -227,10 +227,7 @@ def _records(file: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     seen: dict[str, int] = {}
     for number, line in read_lines(file):
         where = f"{file}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
+        record = parse_json(line, where)
         if not isinstance(record, dict):
             raise DataError(f"{where}: got a {type(record).__name__}, expected an object")
         if "_id" not in record:

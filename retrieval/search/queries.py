@@ -1,9 +1,8 @@
 """Queries from a file (BEIR's jsonl, or `id <tab> text`) or from a BEIR folder, all of them or those of one split."""
 
-import json
 from pathlib import Path
 
-from jaxscale.data.lines import read_lines
+from jaxscale.data.lines import parse_json, read_lines
 from jaxscale.errors import DataError, UsageError
 from retrieval.formats.beir import BeirFolder
 from retrieval.formats.text_rule import DEFAULT_RULE, TextCounts, check_id
@@ -64,10 +63,7 @@ def _from_tsv(line: str, where: str) -> tuple[str, str]:
 
 
 def _from_json(line: str, where: str) -> tuple[str, str]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{where}: not JSON: {error}; expected {{"_id": ..., "text": ...}}') from None
+    record = parse_json(line, where)
     if not isinstance(record, dict) or not {"_id", "text"} <= record.keys():
         raise DataError(f'{where}: expected an object with "_id" and "text"')
     if not isinstance(record["_id"], str) or not isinstance(record["text"], str):
