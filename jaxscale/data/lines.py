@@ -64,12 +64,13 @@ def read_typed_lines(path: Path, cls: type[T]) -> Iterator[tuple[str, T]]:
         yield where, typed_json.decode(cls, parse_json(line, where), where)
 
 
-def parse_json(line: str, where: str) -> Any:
+def parse_json(line: str, where: str, expected: str = "") -> Any:
     """The JSON value of one line.
 
     Args:
       line: without its end.
       where: file:line, for messages.
+      expected: what a line should look like, for messages; empty where JSON is all there is to say.
 
     Raises:
       DataError: it is not JSON.
@@ -77,13 +78,14 @@ def parse_json(line: str, where: str) -> Any:
     >>> parse_json('{"a": [1, 2]}', "x.jsonl:1")
     {'a': [1, 2]}
     """
+    hint = f"; expected {expected}" if expected else ""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         byte = len(line[: error.pos].encode())
-        raise DataError(f"{where}: not JSON: {error.msg} at byte {byte} of the line") from None
+        raise DataError(f"{where}: not JSON: {error.msg} at byte {byte} of the line{hint}") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists without end
-        raise DataError(f"{where}: not JSON that can be read: {error}") from None
+        raise DataError(f"{where}: not JSON that can be read: {error}{hint}") from None
 
 
 def read_text(path: Path) -> str:

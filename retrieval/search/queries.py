@@ -63,7 +63,7 @@ def _from_tsv(line: str, where: str) -> tuple[str, str]:
 
 
 def _from_json(line: str, where: str) -> tuple[str, str]:
-    record = parse_json(line, where)
+    record = parse_json(line, where, expected='{"_id": ..., "text": ...}')
     if not isinstance(record, dict) or not {"_id", "text"} <= record.keys():
         raise DataError(f'{where}: expected an object with "_id" and "text"')
     if not isinstance(record["_id"], str) or not isinstance(record["text"], str):

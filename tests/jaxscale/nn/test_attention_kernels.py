@@ -104,36 +104,22 @@ def test_splash_attention_equals_the_plain_one(num_heads, num_kv_heads, causal, 
     assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 2e-5)
 
 
+@pytest.mark.parametrize(("kernel", "causal", "tolerance"), [("blockwise", True, 2e-6), ("recomputed", False, 1e-5)])
 @pytest.mark.parametrize(
     ("packed", "spec", "axes"),
     [(False, ONE, ()), (True, ONE, ()), pytest.param(True, EIGHT, SPLIT, id="8 devices")],
 )
-def test_blockwise_attention_equals_the_plain_one(packed, spec, axes):
+def test_attention_of_jax_s_own_operations_equals_the_plain_one(kernel, causal, tolerance, packed, spec, axes):
     numbers, order = groups(4), jnp.arange(LENGTH)
-    allowed = jnp.broadcast_to(order[None, None, :] <= order[None, :, None], (4, LENGTH, LENGTH))
+    allowed = jnp.broadcast_to(order[None, None, :] <= order[None, :, None] if causal else True, (4, LENGTH, LENGTH))
     if packed:
         allowed &= numbers[:, None, :] == numbers[:, :, None]
     given = (numbers, numbers) if packed else ()
     names = ("query_groups", "key_groups")[: len(given)]
-    kernel = island(spec, axes, axes, operands=names, causal=True, kernel="blockwise")
+    computed = island(spec, axes, axes, operands=names, causal=causal, kernel=kernel)
     operands = heads(4, 4, 2)
-    got = with_gradients(lambda *heads: kernel(*heads, *given), operands)
-    assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 2e-6)
-
-
-@pytest.mark.parametrize(
-    ("packed", "spec", "axes"),
-    [(False, ONE, ()), (True, ONE, ()), pytest.param(True, EIGHT, SPLIT, id="8 devices")],
-)
-def test_recomputed_attention_equals_the_plain_one(packed, spec, axes):
-    numbers = groups(4)
-    allowed = jnp.broadcast_to(numbers[:, None, :] == numbers[:, :, None] if packed else True, (4, LENGTH, LENGTH))
-    given = (numbers, numbers) if packed else ()
-    names = ("query_groups", "key_groups")[: len(given)]
-    kernel = island(spec, axes, axes, operands=names, causal=False, kernel="recomputed")
-    operands = heads(4, 4, 2)
-    got = with_gradients(lambda *heads: kernel(*heads, *given), operands)
-    assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), 1e-5)
+    got = with_gradients(lambda *heads: computed(*heads, *given), operands)
+    assert_near(got, with_gradients(lambda *heads: plain(*heads, allowed), operands), tolerance)
 
 
 def test_recomputed_attention_reads_other_positions_and_takes_queries_that_may_read_none():
